@@ -1,0 +1,4 @@
+//! snapsync keeps one MongoDB deployment (the **target**) equal to another (the **source**) while the source is live.
+
+pub mod namespace;
+pub mod position;

@@ -1,0 +1,3 @@
+//! The `snapsync` program: a thin shell around the library.
+
+fn main() {}
