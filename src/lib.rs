@@ -1,4 +1,5 @@
 //! snapsync keeps one MongoDB deployment (the **target**) equal to another (the **source**) while the source is live.
 
 pub mod namespace;
+pub mod oplog;
 pub mod position;
