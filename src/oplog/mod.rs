@@ -7,8 +7,11 @@
 //! User data stays raw bytes from end to end. `bson::Document` drops one of two equal field names and refuses strings
 //! that are not UTF-8; servers store both.
 
+pub mod document;
 pub mod element;
 pub mod entry;
+pub mod id_key;
 
 #[cfg(test)]
 mod fixtures;
+mod number;
