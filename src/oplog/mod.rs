@@ -7,11 +7,13 @@
 //! User data stays raw bytes from end to end. `bson::Document` drops one of two equal field names and refuses strings
 //! that are not UTF-8; servers store both.
 
+pub mod apply_ops;
 pub mod diff;
 pub mod document;
 pub mod element;
 pub mod entry;
 pub mod id_key;
+pub mod txn;
 
 #[cfg(test)]
 mod fixtures;
