@@ -8,6 +8,7 @@
 //! that are not UTF-8; servers store both.
 
 pub mod apply_ops;
+pub mod command;
 pub mod diff;
 pub mod document;
 pub mod element;
