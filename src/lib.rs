@@ -1,5 +1,7 @@
 //! snapsync keeps one MongoDB deployment (the **target**) equal to another (the **source**) while the source is live.
 
+pub mod cli;
+pub mod config;
 pub mod namespace;
 pub mod position;
 pub mod selection;
