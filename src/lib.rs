@@ -3,3 +3,5 @@
 pub mod namespace;
 pub mod position;
 pub mod status;
+pub mod stop;
+pub mod telemetry;
