@@ -4,4 +4,5 @@ pub mod namespace;
 pub mod position;
 pub mod status;
 pub mod stop;
+pub mod systemd;
 pub mod telemetry;
