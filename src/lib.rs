@@ -1,5 +1,6 @@
 //! snapsync keeps one MongoDB deployment (the **target**) equal to another (the **source**) while the source is live.
 
+pub mod cli;
 pub mod http;
 pub mod namespace;
 pub mod position;
