@@ -2,7 +2,12 @@
 
 pub mod cli;
 pub mod config;
+pub mod http;
 pub mod namespace;
 pub mod oplog;
 pub mod position;
 pub mod selection;
+pub mod status;
+pub mod stop;
+pub mod systemd;
+pub mod telemetry;

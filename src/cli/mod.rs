@@ -1,3 +1,5 @@
-//! What each command does. Prints, and says with which code to exit; everything else is in the rooms below.
+//! The subcommands: what they do and print. Parsing of arguments is in `main`.
 
 pub mod config;
+pub mod output;
+pub mod status;

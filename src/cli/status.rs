@@ -1,0 +1,345 @@
+//! `snapsync status`: asks the running daemon, and shows what it says.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+
+use super::output::{Columns, print};
+use crate::http::client;
+use crate::status::{CollectionDelta, CopyProgress, Deployment, OplogPlace, Status, WallTime};
+use crate::telemetry::one_line;
+
+/// How often `--watch` asks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Lines of deltas for people; `--json` has them all.
+const DELTAS_SHOWN_MAX: usize = 40;
+
+/// Prints the status once: for people, or with `json` as the daemon sends it.
+///
+/// # Errors
+/// When no daemon answers on `socket`, or standard output cannot be written.
+pub async fn show(socket: &Path, json: bool) -> anyhow::Result<()> {
+    print(&ask(socket, json).await?).context("print the status")
+}
+
+/// Prints the status every second until the process is ended; on a terminal always in the same place. A daemon that
+/// does not answer, as during its restart, is shown as such and asked again.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub async fn watch(socket: &Path, json: bool) -> anyhow::Result<()> {
+    let redraw = io::stdout().is_terminal() && !json;
+    loop {
+        let text = match ask(socket, json).await {
+            Ok(text) => text,
+            Err(error) if json => {
+                serde_json::json!({ "error": error.to_string() }).to_string() + "\n"
+            }
+            Err(error) => format!("{error}\n"),
+        };
+        print(&if redraw { redrawn(&text) } else { text }).context("print the status")?;
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+async fn ask(socket: &Path, json: bool) -> anyhow::Result<String> {
+    let answer = client::get(socket, "/status").await?;
+    if json {
+        let text = String::from_utf8(answer.into()).context("read the daemon's answer")?;
+        return Ok(text + "\n");
+    }
+    let status: Status = serde_json::from_slice(&answer)
+        .context("read the daemon's answer; is it another version of snapsync?")?;
+    Ok(render(&status, WallTime::now()))
+}
+
+/// The text drawn over what stands on the terminal: home, each line cleared to its end, the rest below cleared.
+fn redrawn(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+/// The status for people, as of `now`.
+#[must_use]
+pub fn render(status: &Status, now: WallTime) -> String {
+    let mut text = head(status, now);
+    text.push('\n');
+    text.push_str(&facts(status));
+    let sections = [
+        ("being copied again", copying(status)),
+        ("held back until cutover", held_back(status)),
+        ("replaced, still kept", replaced(status)),
+        ("deltas", deltas(status)),
+    ];
+    for (title, section) in sections {
+        if !section.is_empty() {
+            text.push_str(&format!("\n{title}\n{section}"));
+        }
+    }
+    text
+}
+
+fn head(status: &Status, now: WallTime) -> String {
+    let since = Duration::from_millis(
+        now.as_ms().saturating_sub(status.since.as_ms()).max(0).unsigned_abs(),
+    );
+    let mut text = format!(
+        "snapsync {}: {} for {} (since {})\n",
+        one_line(&status.version),
+        status.state,
+        span(since.as_secs()),
+        status.since
+    );
+    if let Some(reason) = &status.reason {
+        text.push_str(&format!("{}\n", one_line(reason)));
+    }
+    text
+}
+
+fn facts(status: &Status) -> String {
+    let mut facts = Columns::new(&[]);
+    facts.row(["source".to_owned(), deployment(&status.source)]);
+    facts.row(["target".to_owned(), deployment(&status.target)]);
+    facts.row([
+        "lag".to_owned(),
+        status.lag_seconds.map_or_else(unknown, |lag| format!("{lag:.1} s")),
+    ]);
+    facts.row(["resume point".to_owned(), place(status.resume_point)]);
+    facts.row(["source optime".to_owned(), place(status.source_optime)]);
+    let reach = status.oplog_window_seconds.map_or_else(unknown, span);
+    facts.row(["source oplog".to_owned(), format!("reaches back {reach}")]);
+    if let Some(window) = status.window {
+        let entries = format!("{} entries in {:.3} s", window.entries, window.seconds);
+        facts.row([
+            "last window".to_owned(),
+            format!("{} to {}, {entries}", window.from, window.to),
+        ]);
+    }
+    facts.row(["copy".to_owned(), copy(&status.copy)]);
+    let totals = &status.totals;
+    let applied = format!("{} of {} entries read", totals.entries_applied, totals.entries_read);
+    facts.row([
+        "applied".to_owned(),
+        format!("{applied}, {} windows, {} resyncs", totals.windows, totals.resyncs),
+    ]);
+    facts.render()
+}
+
+fn unknown() -> String {
+    "not known yet".to_owned()
+}
+
+fn deployment(deployment: &Deployment) -> String {
+    if deployment.hosts.is_empty() {
+        return unknown();
+    }
+    let set = deployment.replica_set.as_deref().unwrap_or("?");
+    let version = deployment.version.as_deref().unwrap_or("?");
+    format!("{set} ({}), MongoDB {version}", deployment.hosts.join(", "))
+}
+
+fn place(place: Option<OplogPlace>) -> String {
+    place.map_or_else(unknown, |place| format!("{} ({})", place.ts, place.wall))
+}
+
+fn copy(copy: &CopyProgress) -> String {
+    let bytes = ByteSize(copy.bytes);
+    if copy.complete {
+        return format!("complete: {} documents, {bytes}", copy.documents);
+    }
+    if copy.documents_total == 0 {
+        return "not begun".to_owned();
+    }
+    // In bytes, as documents differ in size; an estimate that was too low does not show more than all.
+    let percent = (100 * u128::from(copy.bytes) / u128::from(copy.bytes_total.max(1))).min(100);
+    let eta = copy.eta_seconds.map_or_else(String::new, |eta| format!(", {} to go", span(eta)));
+    format!(
+        "{percent} %: {} of {} documents, {bytes} of {}{eta}",
+        copy.documents,
+        copy.documents_total,
+        ByteSize(copy.bytes_total)
+    )
+}
+
+fn copying(status: &Status) -> String {
+    let mut columns = Columns::new(&[]);
+    for name in &status.copying {
+        columns.row([name]);
+    }
+    columns.render()
+}
+
+fn held_back(status: &Status) -> String {
+    let mut columns = Columns::new(&[]);
+    for held in &status.held_back {
+        columns.row([&held.collection, &held.what]);
+    }
+    columns.render()
+}
+
+fn replaced(status: &Status) -> String {
+    let mut columns = Columns::new(&[]);
+    for old in &status.replaced {
+        columns.row([&old.collection, &format!("as {} until {}", old.kept_as, old.until)]);
+    }
+    columns.render()
+}
+
+/// The collections with the largest deltas first, then the others in their order.
+fn deltas(status: &Status) -> String {
+    if status.deltas.is_empty() {
+        return String::new();
+    }
+    let mut ordered: Vec<&CollectionDelta> = status.deltas.iter().collect();
+    ordered.sort_by_key(|delta| std::cmp::Reverse(delta.delta.unsigned_abs()));
+    let mut columns = Columns::new(&["collection", "source", "target", "delta", ""]);
+    (1..=3).for_each(|column| columns.align_right(column));
+    for delta in ordered.iter().take(DELTAS_SHOWN_MAX) {
+        let renamed = delta.target_collection != delta.collection;
+        let name = if renamed {
+            format!("{} -> {}", delta.collection, delta.target_collection)
+        } else {
+            delta.collection.clone()
+        };
+        let exact = if delta.exact { "exact" } else { "" };
+        let [source, target] = [delta.source, delta.target].map(|count| count.to_string());
+        columns.row([name, source, target, delta.delta.to_string(), exact.to_owned()]);
+    }
+    let mut text = columns.render();
+    let more = ordered.len().saturating_sub(DELTAS_SHOWN_MAX);
+    if more > 0 {
+        // Writing to a string cannot fail; the line is only a hint.
+        writeln!(text, " and {more} more (--json has all)").unwrap_or_default();
+    }
+    text.push_str(&format!(" total delta: {}\n", status.total_delta));
+    text
+}
+
+/// A length of time in its two largest units, such as `3d 4h`.
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::control::Control;
+    use crate::http::server::Server;
+    use crate::status::{State, StatusBoard, samples};
+    use crate::stop::Stop;
+
+    #[test]
+    fn people_see_everything_that_matters() {
+        let text = render(&samples::live(), samples::time("2026-01-29T07:00:00.000Z"));
+        let expected = "\
+snapsync 0.1.0: live for 3d 4h (since 2026-01-26T03:00:00.000Z)
+
+ source         rs0 (s1:27017), MongoDB 6.0.5
+ target         rs1 (t1:27017), MongoDB 6.0.5
+ lag            0.4 s
+ resume point   1731681000:3 (2026-01-26T03:00:10.000Z)
+ source optime  1731681000:9 (2026-01-26T03:00:10.400Z)
+ source oplog   reaches back 1d 0h
+ last window    2026-01-26T03:00:09.000Z to 2026-01-26T03:00:10.000Z, 123 entries in 0.050 s
+ copy           complete: 10 documents, 99 B
+ applied        1 of 1 entries read, 7 windows, 0 resyncs
+
+being copied again
+ shop.carts
+
+held back until cutover
+ shop.sessions  TTL of index expires_1
+
+replaced, still kept
+ shop.carts  as shop.snapsync_tmp_1 until 2026-01-27T03:00:00.000Z
+
+deltas
+ collection                 source  target  delta
+ shop.orders -> crm.orders      10       8      2
+ total delta: 2
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_said_so_and_the_reason_is_shown() {
+        let mut status = Status::starting("0.1.0", WallTime::from_ms(0));
+        status.enter(State::Halted, Some("two writers;\nstop one".into()), WallTime::from_ms(0));
+        let text = render(&status, WallTime::from_ms(59_999));
+        assert!(text.starts_with("snapsync 0.1.0: halted for 59s"), "{text}");
+        assert!(text.contains("\ntwo writers;\\nstop one\n"), "{text}");
+        assert_eq!(text.matches("not known yet").count(), 6, "{text}");
+        assert!(text.contains("not begun"), "{text}");
+    }
+
+    #[test]
+    fn a_copy_under_way_shows_how_far_it_is() {
+        let progress = CopyProgress {
+            documents: 5,
+            documents_total: 10,
+            bytes: 1 << 30,
+            bytes_total: 3 << 30,
+            eta_seconds: Some(125),
+            complete: false,
+        };
+        assert_eq!(copy(&progress), "33 %: 5 of 10 documents, 1.0 GiB of 3.0 GiB, 2m 5s to go");
+        let beyond = CopyProgress { bytes: 4 << 30, eta_seconds: None, ..progress };
+        assert!(copy(&beyond).starts_with("100 %: ") && copy(&beyond).ends_with("of 3.0 GiB"));
+    }
+
+    #[test]
+    fn many_deltas_show_the_largest_first() {
+        let mut status = samples::live();
+        let delta = |number: i64| CollectionDelta {
+            collection: format!("shop.c{number}"),
+            target_collection: format!("shop.c{number}"),
+            source: 9,
+            target: 9,
+            delta: if number == 70 { -7 } else { 0 },
+            exact: number == 70,
+        };
+        status.set_deltas((0..100).map(delta).collect());
+        let text = deltas(&status);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with(" shop.c70 ") && lines[1].ends_with("-7  exact"), "{text}");
+        assert!(lines[2].starts_with(" shop.c0 "), "{text}");
+        assert_eq!(lines.len(), 1 + DELTAS_SHOWN_MAX + 2);
+        assert_eq!(lines[lines.len() - 2], " and 60 more (--json has all)");
+    }
+
+    #[test]
+    fn redrawing_leaves_nothing_of_what_stood_there() {
+        assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+    }
+
+    #[tokio::test]
+    async fn asks_the_running_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let board = StatusBoard::new("0.1.0");
+        board.update(|status| *status = samples::live());
+        let stop = Stop::new();
+        let server = Server::new().with_socket(&socket).unwrap();
+        let (control, _commands) = Control::channel();
+        let serving = server.serve(board.clone(), control, stop.clone());
+        let asking = async {
+            let json = ask(&socket, true).await.unwrap();
+            assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), board.read());
+            assert!(ask(&socket, false).await.unwrap().starts_with("snapsync 0.1.0: live for "));
+            stop.request();
+        };
+        tokio::join!(serving, asking);
+        let error = show(&socket, false).await.unwrap_err();
+        assert!(error.to_string().starts_with("no daemon answers on "), "{error}");
+    }
+}

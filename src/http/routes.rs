@@ -1,0 +1,125 @@
+//! What is answered on which path.
+
+use std::time::Duration;
+
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::control::{Control, Refusal};
+use super::guard::Door;
+use crate::status::{Status, StatusBoard};
+
+/// Bytes of a request's body. The longest wish is a list of namespaces.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a request may take, the sync room's answer included.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+struct Api {
+    board: StatusBoard,
+    control: Control,
+}
+
+/// All routes, guarded as the door wants it.
+pub(super) fn router(board: StatusBoard, control: Control, door: Door) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(Api { board, control })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(door, guarded))
+}
+
+/// Runs around every request: the guard, the time limit, and what all answers have in common.
+async fn guarded(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let has_body = headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    let verdict = door.check(request.method(), request.uri().path(), headers, has_body);
+    let mut response = match verdict {
+        Err(denied) => error(denied.status, denied.message),
+        Ok(()) => tokio::time::timeout(REQUEST_TIME_MAX, next.run(request))
+            .await
+            .unwrap_or_else(|_| error(StatusCode::SERVICE_UNAVAILABLE, "no answer in time")),
+    };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn error(status: StatusCode, message: impl AsRef<str>) -> Response {
+    (status, Json(json!({ "error": message.as_ref() }))).into_response()
+}
+
+async fn status(State(api): State<Api>) -> Json<Status> {
+    Json(api.board.read())
+}
+
+async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+async fn ready(State(api): State<Api>) -> Response {
+    match api.board.ready() {
+        Ok(()) => Json(json!({ "ready": true })).into_response(),
+        Err(reason) => error(StatusCode::SERVICE_UNAVAILABLE, reason),
+    }
+}
+
+async fn pause(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match check_no_options(body) {
+        Ok(()) => answer(api.control.pause().await),
+        Err(response) => *response,
+    }
+}
+
+async fn resume(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match check_no_options(body) {
+        Ok(()) => answer(api.control.resume().await),
+        Err(response) => *response,
+    }
+}
+
+/// A wish without options comes with no body, or with an object that holds nothing.
+fn check_no_options(body: Result<Bytes, BytesRejection>) -> Result<(), Box<Response>> {
+    let bytes = body
+        .map_err(|rejection| Box::new(error(rejection.status(), "the body could not be read")))?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::Object(options)) if options.is_empty() => Ok(()),
+        _ => Err(Box::new(error(StatusCode::BAD_REQUEST, "the body has to be empty, or {}"))),
+    }
+}
+
+fn answer(result: Result<(), Refusal>) -> Response {
+    match result {
+        Ok(()) => Json(json!({})).into_response(),
+        Err(refusal) => error(refusal.status, refusal.message),
+    }
+}
+
+async fn no_such_path(uri: Uri) -> Response {
+    error(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+}

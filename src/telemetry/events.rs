@@ -1,0 +1,277 @@
+//! The notable happenings, each one function with its fixed fields, so that what can stand in the log can be read here
+//! like a table of contents. In the journal a field `ns` is `SNAPSYNC_NS`. Nothing here may be given passwords, whole
+//! URIs or contents of documents.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tracing::{error, info, warn};
+
+use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, WallTime};
+
+/// The target of delta lines; as text they are printed bare.
+pub const DELTA_TARGET: &str = "snapsync::delta";
+
+/// One of the two deployments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one that is read.
+    Source,
+    /// The one that is written.
+    Target,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// The delta of one collection over the round `from` to `to`.
+pub fn delta_collection(from: WallTime, to: WallTime, delta: &CollectionDelta) {
+    let CollectionDelta { collection, source, target, delta, .. } = delta;
+    let database = collection.split_once('.').map_or("", |(database, _)| database);
+    info!(
+        target: DELTA_TARGET,
+        collection,
+        database,
+        delta,
+        source_count = source,
+        target_count = target,
+        from = %from,
+        to = %to,
+        "from: {from}, to: {to}, delta: {delta}, source: {source}, target: {target}, collection: {collection}"
+    );
+}
+
+/// The delta of one database.
+pub fn delta_database(delta: &DatabaseDelta) {
+    let DatabaseDelta { database, delta } = delta;
+    info!(target: DELTA_TARGET, database, delta, "database: {database}, delta: {delta}");
+}
+
+/// The daemon has begun.
+pub fn started(version: &str) {
+    info!(version, "snapsync {version} starts");
+}
+
+/// The daemon has entered another state. For `live` and `halted` use their own events as well.
+pub fn state_changed(before: State, now: State, reason: Option<&str>) {
+    info!(state = now.name(), before = before.name(), reason, "state: {before} -> {now}");
+}
+
+/// The initial copy begins, or goes on after a restart; the totals are estimates.
+pub fn copy_started(collections: usize, progress: &CopyProgress) {
+    info!(
+        collections,
+        documents = progress.documents_total,
+        bytes = progress.bytes_total,
+        "copying {collections} collections, about {} documents, {}",
+        progress.documents_total,
+        ByteSize(progress.bytes_total),
+    );
+}
+
+/// How far the copy is; every few seconds.
+pub fn copy_progress(progress: &CopyProgress) {
+    let eta = progress.eta_seconds.map_or_else(|| "?".to_owned(), |seconds| seconds.to_string());
+    info!(
+        documents = progress.documents,
+        documents_total = progress.documents_total,
+        bytes = progress.bytes,
+        bytes_total = progress.bytes_total,
+        eta_seconds = progress.eta_seconds,
+        "copied {} of {} documents, {} of {}, {eta} s to go",
+        progress.documents,
+        progress.documents_total,
+        ByteSize(progress.bytes),
+        ByteSize(progress.bytes_total),
+    );
+}
+
+/// The copy is complete; what was written meanwhile is still to be replayed.
+pub fn copy_finished(progress: &CopyProgress, took: Duration) {
+    info!(
+        documents = progress.documents,
+        bytes = progress.bytes,
+        seconds = took.as_secs_f64(),
+        "copied {} documents, {} in {} s",
+        progress.documents,
+        ByteSize(progress.bytes),
+        took.as_secs(),
+    );
+}
+
+/// The target has caught up.
+pub fn live(lag_seconds: f64) {
+    info!(lag_seconds, "live: {lag_seconds} s behind the source");
+}
+
+/// Nothing is applied any more until a person has acted.
+pub fn halted(reason: &str, remedy: &str) {
+    error!(reason, remedy, "halted: {reason}; {remedy}");
+}
+
+/// A server is not answering, for `away` by now. Said at first and then at growing distances; it is waited for, for ever.
+pub fn unreachable(side: Side, hosts: &str, away: Duration, why: &str) {
+    warn!(
+        side = %side,
+        hosts,
+        away_seconds = away.as_secs(),
+        error = why,
+        "the {side} {hosts} has not answered for {} s; waiting for it",
+        away.as_secs(),
+    );
+}
+
+/// The server answers again.
+pub fn reachable_again(side: Side, hosts: &str, away: Duration) {
+    info!(
+        side = %side,
+        hosts,
+        away_seconds = away.as_secs(),
+        "the {side} {hosts} answers again after {} s",
+        away.as_secs(),
+    );
+}
+
+/// The source's oplog reaches back hardly further than what has been read of it.
+pub fn oplog_window_short(oplog_window: Duration, behind: Duration) {
+    warn!(
+        oplog_window_seconds = oplog_window.as_secs(),
+        behind_seconds = behind.as_secs(),
+        "the source's oplog reaches back {} s and reading is {} s behind; enlarge it (replSetResizeOplog)",
+        oplog_window.as_secs(),
+        behind.as_secs(),
+    );
+}
+
+/// The disk for the spool is running out; when it is full the source's oplog has to hold what is not read.
+pub fn spool_short(bytes: u64, bytes_max: u64) {
+    warn!(
+        bytes,
+        bytes_max,
+        "the spool holds {} of {}; free disk or enlarge spool.max_bytes",
+        ByteSize(bytes),
+        ByteSize(bytes_max),
+    );
+}
+
+/// Something has made no progress for long.
+pub fn no_progress(what: &str, stuck: Duration) {
+    let seconds = stuck.as_secs();
+    error!(what, stuck_seconds = seconds, "no progress for {seconds} s: {what}");
+}
+
+/// A namespace is copied again.
+pub fn resync_started(ns: &str, reason: &str) {
+    warn!(ns, reason, "resync of {ns}: {reason}");
+}
+
+/// A namespace that was copied again is followed again.
+pub fn resync_finished(ns: &str, took: Duration) {
+    let seconds = took.as_secs();
+    info!(ns, seconds, "resync of {ns} finished after {seconds} s");
+}
+
+/// A stop was asked for; what is in hand is finished first.
+pub fn stopping() {
+    info!("stopping");
+}
+
+/// The end, with everything durable.
+pub fn stopped() {
+    info!("stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::record::{FieldValue, Record, caught};
+    use crate::telemetry::render::{json_line, text_line};
+    use serde_json::{Value, json};
+
+    fn one(log: impl FnOnce()) -> Record {
+        let records = caught(log);
+        assert_eq!(records.len(), 1);
+        records.into_iter().next().unwrap()
+    }
+
+    fn orders() -> Record {
+        let from = "2026-01-26T03:00:00.000Z".parse().unwrap();
+        let to = "2026-01-26T03:00:10.000Z".parse().unwrap();
+        let delta = CollectionDelta {
+            collection: "shop.orders".into(),
+            target_collection: "crm.orders".into(),
+            source: 1234,
+            target: 1234,
+            delta: 0,
+            exact: false,
+        };
+        one(|| delta_collection(from, to, &delta))
+    }
+
+    #[test]
+    fn delta_lines_are_exactly_the_documented_ones() {
+        assert_eq!(
+            text_line(&orders()),
+            "from: 2026-01-26T03:00:00.000Z, to: 2026-01-26T03:00:10.000Z, delta: 0, source: 1234, \
+             target: 1234, collection: shop.orders\n"
+        );
+        let database = DatabaseDelta { database: "shop".into(), delta: 0 };
+        assert_eq!(text_line(&one(|| delta_database(&database))), "database: shop, delta: 0\n");
+    }
+
+    #[test]
+    fn delta_lines_carry_their_parts_as_fields() {
+        let record = orders();
+        let details: Vec<_> = record.details().map(|(name, value)| (name, value.clone())).collect();
+        let text = |text: &str| FieldValue::Text(text.to_owned());
+        let expected = [
+            ("collection", text("shop.orders")),
+            ("database", text("shop")),
+            ("delta", FieldValue::Signed(0)),
+            ("source_count", FieldValue::Unsigned(1234)),
+            ("target_count", FieldValue::Unsigned(1234)),
+            ("from", text("2026-01-26T03:00:00.000Z")),
+            ("to", text("2026-01-26T03:00:10.000Z")),
+        ];
+        assert_eq!(details, expected);
+    }
+
+    #[test]
+    fn other_lines_have_time_level_message_and_fields() {
+        let mut record = one(|| halted("two writers", "stop the other one\nand resume"));
+        record.at = WallTime::from_ms(1_769_396_400_000);
+        assert_eq!(
+            text_line(&record),
+            "2026-01-26T03:00:00.000Z ERROR halted: two writers; stop the other one\\nand resume \
+             reason=\"two writers\" remedy=\"stop the other one\\nand resume\"\n"
+        );
+        let object: Value = serde_json::from_str(&json_line(&record)).unwrap();
+        let expected = json!({
+            "time": "2026-01-26T03:00:00.000Z", "level": "ERROR", "target": "snapsync::telemetry::events",
+            "message": "halted: two writers; stop the other one\nand resume",
+            "reason": "two writers", "remedy": "stop the other one\nand resume",
+        });
+        assert_eq!(object, expected);
+        assert_eq!(json_line(&record).matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let progress = CopyProgress { documents_total: 10, ..CopyProgress::default() };
+        let line = text_line(&one(|| copy_progress(&progress)));
+        assert!(line.contains("copied 0 of 10 documents") && line.contains("? s to go"), "{line}");
+        assert!(!line.contains("eta_seconds"), "{line}");
+        let line = text_line(&one(|| state_changed(State::Copying, State::CatchingUp, None)));
+        assert!(
+            line.contains("INFO state: copying -> catching-up state=catching-up before=copying")
+        );
+        assert!(!line.contains("reason"), "{line}");
+    }
+}

@@ -1,0 +1,443 @@
+//! Carries log lines to the journal, or to stderr as text or JSON.
+//!
+//! The journal and a pipe on stderr both make the writer wait when their reader stands still, and a daemon that waits
+//! there is killed by its watchdog. So whoever logs only puts a record into a bounded queue; a thread of its own writes.
+//! When the queue is full the record is dropped and counted, and the number is logged once there is room again.
+
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Value};
+use tracing::{Dispatch, Event, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, Registry, reload};
+
+use super::record::{FIELDS_MAX, FieldValue, Record, caught};
+use super::render::{json_line, text_line};
+
+/// Records that wait to be written at most: a round of deltas comes all at once.
+const QUEUE_RECORDS_MAX: usize = 32_768;
+
+/// Bytes of the records that wait to be written at most, give or take one record.
+const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How long the end of the process waits for the last lines.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// The setting `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// The journal when stderr is connected to it, else text.
+    #[default]
+    Auto,
+    /// The journal, with fields.
+    Journald,
+    /// Lines of text on stderr.
+    Text,
+    /// One JSON object a line on stderr.
+    Json,
+}
+
+/// The setting `log.level`: the least that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Level {
+    /// A person must look.
+    Error,
+    /// Something is not as it should be, and is being dealt with.
+    Warn,
+    /// What happens.
+    #[default]
+    Info,
+    /// How it happens.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Why the log cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// `log.format` is journald, and there is none.
+    #[error("log.format: the journal cannot be reached; use \"auto\", \"text\" or \"json\"")]
+    Journal(#[source] io::Error),
+    /// The system gives no thread.
+    #[error("cannot start the thread that writes the log")]
+    Thread(#[source] io::Error),
+    /// Somebody else logs in this process already.
+    #[error("the log has been set up before in this process")]
+    SetUpBefore,
+}
+
+/// Sets up the log of the process. The handle changes the level later, and writes the last lines when it is dropped.
+///
+/// # Errors
+/// When the journal is asked for and cannot be reached, or the log has been set up before.
+pub fn init(format: Format, level: Level) -> Result<LogHandle, LoggingError> {
+    let (layer, handle) = layer(sink(format)?, level)?;
+    let dispatch = Dispatch::new(Registry::default().with(layer));
+    tracing::dispatcher::set_global_default(dispatch).map_err(|_| LoggingError::SetUpBefore)?;
+    Ok(handle)
+}
+
+/// What `init` gives back; to be kept until the end of the process.
+#[derive(Debug)]
+pub struct LogHandle {
+    filter: reload::Handle<Targets, Registry>,
+    backlog: Arc<Backlog>,
+    /// Told to finish by a message, as the layer that feeds the queue lives as long as the process.
+    queue: SyncSender<Message>,
+    /// Disconnected when the thread has written its last line.
+    written: Receiver<()>,
+}
+
+impl LogHandle {
+    /// Changes the level from here on.
+    pub fn set_level(&self, level: Level) {
+        if let Err(error) = self.filter.reload(filter(level)) {
+            tracing::warn!(%error, "cannot change the log level");
+        }
+    }
+
+    /// How many lines have been dropped since the start because nobody took them.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.backlog.dropped_total.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for LogHandle {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + FLUSH_TIME_MAX;
+        // A full queue is given time to drain, but a reader that stands still does not keep the process.
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Finish) {
+            if Instant::now() > deadline {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Nothing is ever sent: this ends when the thread does, or in time. Both are the end.
+        match self.written.recv_timeout(left) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+enum Message {
+    Record(Record),
+    Finish,
+}
+
+/// Where records end up.
+trait Sink: Send + 'static {
+    fn write(&mut self, record: &Record);
+}
+
+fn sink(format: Format) -> Result<Box<dyn Sink>, LoggingError> {
+    match format {
+        Format::Journald => Ok(Box::new(Replay::to_journal().map_err(LoggingError::Journal)?)),
+        Format::Auto if stderr_is_the_journal() => match Replay::to_journal() {
+            Ok(journal) => Ok(Box::new(journal)),
+            // Lines on stderr reach the journal too, only without fields.
+            Err(_) => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
+        },
+        Format::Auto | Format::Text => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
+        Format::Json => Ok(Box::new(Lines { to: io::stderr(), render: json_line })),
+    }
+}
+
+/// Whether systemd connected this very stderr to the journal. The variable alone is not enough: it is inherited by
+/// children whose stderr goes elsewhere.
+fn stderr_is_the_journal() -> bool {
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, 2))
+}
+
+/// Whether an open file is the one that `stream` (`device:inode`) names.
+fn is_stream(stream: &str, fd: u32) -> bool {
+    std::fs::metadata(format!("/proc/self/fd/{fd}"))
+        .is_ok_and(|file| stream == format!("{}:{}", file.dev(), file.ino()))
+}
+
+/// Ours at the level asked for; libraries only when something is wrong.
+fn filter(level: Level) -> Targets {
+    let level = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    Targets::new().with_target("snapsync", level).with_default(level.min(LevelFilter::WARN))
+}
+
+/// What the queue holds and what it refused.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: AtomicUsize,
+    dropped_total: AtomicU64,
+}
+
+/// The layer that feeds the queue, and the handle on it, with the thread that empties it.
+fn layer(
+    mut sink: Box<dyn Sink>,
+    level: Level,
+) -> Result<(impl Layer<Registry>, LogHandle), LoggingError> {
+    let (queue, messages) = mpsc::sync_channel(QUEUE_RECORDS_MAX);
+    let (writing, written) = mpsc::channel::<()>();
+    let backlog = Arc::new(Backlog::default());
+    let emptied = Arc::clone(&backlog);
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || {
+            write_all(&messages, sink.as_mut(), &emptied);
+            drop(writing);
+        })
+        .map_err(LoggingError::Thread)?;
+    let (filter, reload) = reload::Layer::new(filter(level));
+    let feed = Feed { queue: queue.clone(), backlog: Arc::clone(&backlog) };
+    let handle = LogHandle { filter: reload, backlog, queue, written };
+    Ok((feed.with_filter(filter), handle))
+}
+
+/// Writes records until told to finish, and between them how many were dropped.
+fn write_all(messages: &Receiver<Message>, sink: &mut dyn Sink, backlog: &Backlog) {
+    let mut told = 0;
+    while let Ok(Message::Record(record)) = messages.recv() {
+        backlog.bytes.fetch_sub(record.bytes(), Ordering::Relaxed);
+        sink.write(&record);
+        let total = backlog.dropped_total.load(Ordering::Relaxed);
+        if total > told {
+            let dropped = total - told;
+            let tell = || {
+                tracing::warn!(
+                    dropped,
+                    "{dropped} log lines were dropped: nobody took them in time"
+                )
+            };
+            caught(tell).iter().for_each(|record| sink.write(record));
+            told = total;
+        }
+    }
+}
+
+/// Puts every event into the queue, or counts it.
+struct Feed {
+    queue: SyncSender<Message>,
+    backlog: Arc<Backlog>,
+}
+
+impl Feed {
+    fn feed(&self, record: Record) -> bool {
+        let bytes = record.bytes();
+        // Added before it is sent: the writer must never take away what has not been added.
+        let before = self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before < QUEUE_BYTES_MAX;
+        let sent = fits && self.queue.try_send(Message::Record(record)).is_ok();
+        if !sent {
+            self.backlog.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Feed {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if !self.feed(Record::of(event)) {
+            self.backlog.dropped_total.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Lines on a stream.
+struct Lines<W> {
+    to: W,
+    render: fn(&Record) -> String,
+}
+
+impl<W: Write + Send + 'static> Sink for Lines<W> {
+    fn write(&mut self, record: &Record) {
+        // When this fails there is nowhere left to complain.
+        drop(self.to.write_all((self.render)(record).as_bytes()));
+    }
+}
+
+/// A subscriber that records are given to again, as if they had happened on this thread.
+struct Replay {
+    to: Dispatch,
+}
+
+impl Replay {
+    fn to_journal() -> io::Result<Self> {
+        // In the journal plain information is 6; 5 is for what is normal but significant.
+        let priorities = PriorityMappings {
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            ..PriorityMappings::new()
+        };
+        let journal = tracing_journald::layer()?
+            .with_field_prefix(Some("SNAPSYNC".to_owned()))
+            .with_syslog_identifier("snapsync".to_owned())
+            .with_priority_mappings(priorities);
+        Ok(Self { to: Dispatch::new(Registry::default().with(journal)) })
+    }
+}
+
+impl Sink for Replay {
+    fn write(&mut self, record: &Record) {
+        let Some((first, _)) = record.fields.first() else { return };
+        // A set of values has a fixed length; places without a value are passed over.
+        let mut values: [(&Field, Option<&dyn Value>); FIELDS_MAX] = [(first, None); FIELDS_MAX];
+        for (place, (field, value)) in values.iter_mut().zip(&record.fields) {
+            *place = (field, Some(as_value(value)));
+        }
+        let values = record.metadata.fields().value_set(&values);
+        self.to.event(&Event::new(record.metadata, &values));
+    }
+}
+
+fn as_value(value: &FieldValue) -> &dyn Value {
+    match value {
+        FieldValue::Bool(value) => value,
+        FieldValue::Signed(value) => value,
+        FieldValue::Unsigned(value) => value,
+        FieldValue::Float(value) => value,
+        FieldValue::Text(value) => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::events::DELTA_TARGET;
+    use std::sync::Mutex;
+
+    /// Keeps the lines; each one waits until the gate is open.
+    #[derive(Clone, Default)]
+    struct Kept {
+        lines: Arc<Mutex<Vec<String>>>,
+        gate: Arc<Mutex<()>>,
+    }
+
+    impl Sink for Kept {
+        fn write(&mut self, record: &Record) {
+            drop(self.gate.lock().unwrap());
+            self.lines.lock().unwrap().push(record.message().to_owned());
+        }
+    }
+
+    impl Kept {
+        /// Runs `log` with a log that ends up here.
+        fn log(&self, level: Level, log: impl FnOnce(&LogHandle)) -> LogHandle {
+            let (layer, handle) = layer(Box::new(self.clone()), level).unwrap();
+            let dispatch = Dispatch::new(Registry::default().with(layer));
+            tracing::dispatcher::with_default(&dispatch, || log(&handle));
+            handle
+        }
+
+        fn lines(&self) -> Vec<String> {
+            self.lines.lock().unwrap().clone()
+        }
+    }
+
+    #[test]
+    fn the_last_lines_are_written_before_the_end() {
+        let kept = Kept::default();
+        let handle = kept.log(Level::Info, |_| (0..500).for_each(|n| tracing::info!("line {n}")));
+        assert_eq!(handle.dropped_total(), 0);
+        drop(handle);
+        assert_eq!(kept.lines().len(), 500);
+        assert_eq!(kept.lines().last().map(String::as_str), Some("line 499"));
+    }
+
+    #[test]
+    fn a_reader_that_stands_still_does_not_stall_the_one_who_logs() {
+        let kept = Kept::default();
+        let closed = kept.gate.lock().unwrap();
+        let count = QUEUE_RECORDS_MAX + 1000;
+        let begun = Instant::now();
+        let handle = kept.log(Level::Info, |_| (0..count).for_each(|n| tracing::info!("line {n}")));
+        assert!(begun.elapsed() < Duration::from_secs(20), "it waited");
+        // One record may already be with the writer.
+        let dropped = usize::try_from(handle.dropped_total()).unwrap();
+        assert!((999..=1000).contains(&dropped), "{dropped}");
+
+        drop(closed);
+        drop(handle);
+        let lines = kept.lines();
+        assert_eq!(lines.len(), count - dropped + 1);
+        let told = lines.iter().filter(|line| line.contains("log lines were dropped")).count();
+        assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn memory_for_waiting_lines_is_bounded() {
+        let kept = Kept::default();
+        let closed = kept.gate.lock().unwrap();
+        let long = "x".repeat(4000);
+        let handle = kept.log(Level::Info, |handle| {
+            (0..QUEUE_RECORDS_MAX).for_each(|_| tracing::info!("{long}"));
+            assert!(handle.backlog.bytes.load(Ordering::Relaxed) < QUEUE_BYTES_MAX + 8000);
+            assert!(handle.dropped_total() > 0);
+        });
+        drop(closed);
+        drop(handle);
+    }
+
+    #[test]
+    fn the_level_can_be_changed_and_holds_for_snapsync_only() {
+        let kept = Kept::default();
+        let handle = kept.log(Level::Info, |handle| {
+            tracing::debug!("too fine");
+            tracing::info!(target: "hyper", "a library's info");
+            tracing::warn!(target: "hyper", "a library's warning");
+            tracing::info!(target: DELTA_TARGET, "a delta");
+            handle.set_level(Level::Debug);
+            tracing::debug!("fine now");
+            handle.set_level(Level::Error);
+            tracing::warn!("not any more");
+        });
+        drop(handle);
+        assert_eq!(kept.lines(), ["a library's warning", "a delta", "fine now"]);
+    }
+
+    #[test]
+    fn a_replayed_record_is_the_same_record() {
+        let seen =
+            caught(|| tracing::warn!(delta = -1_i64, exact = false, ns = "a.b", "found {}", 1));
+        let again = caught(|| {
+            let mut replay = Replay { to: tracing::dispatcher::get_default(Dispatch::clone) };
+            seen.iter().for_each(|record| replay.write(record));
+        });
+        assert_eq!(again.len(), 1);
+        assert_eq!(again[0].metadata, seen[0].metadata);
+        let values = |record: &Record| format!("{:?}", record.details().collect::<Vec<_>>());
+        assert_eq!(values(&again[0]), values(&seen[0]));
+        assert_eq!(again[0].message(), "found 1");
+    }
+
+    #[test]
+    fn lines_are_rendered_as_asked() {
+        let records = caught(|| tracing::info!(ns = "a.b", "copied"));
+        for (render, start) in [(text_line as fn(&Record) -> String, "20"), (json_line, "{")] {
+            let mut lines = Lines { to: Vec::new(), render };
+            records.iter().for_each(|record| lines.write(record));
+            assert!(lines.to.starts_with(start.as_bytes()));
+        }
+    }
+
+    /// stderr of a test is no journal, whatever the environment says about another stream.
+    #[test]
+    fn the_journal_is_taken_only_when_stderr_is_connected_to_it() {
+        let meta = std::fs::metadata("/proc/self/fd/2").unwrap();
+        let ours = format!("{}:{}", meta.dev(), meta.ino());
+        assert!(is_stream(&ours, 2));
+        assert!(!is_stream("1:2", 2) && !is_stream("", 2) && !is_stream(&ours, 999));
+    }
+}

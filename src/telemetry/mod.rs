@@ -1,0 +1,13 @@
+//! What the daemon tells the journal. [`logging`] carries lines to the journal or to stderr without ever making the
+//! daemon wait; [`events`] are the notable happenings, each with its fixed fields; [`delta_log`] decides which deltas
+//! are worth a line.
+
+pub mod delta_log;
+pub mod events;
+pub mod logging;
+mod record;
+mod render;
+
+pub use delta_log::{DeltaLog, DeltaLogMode};
+pub use logging::{Format, Level, LogHandle, LoggingError};
+pub(crate) use render::one_line;
