@@ -59,7 +59,9 @@ impl From<Ts> for bson::Timestamp {
 
 /// A text that is not `t:i`, such as `1731681000:3`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an oplog timestamp; write it as seconds:ordinal, for example 1731681000:3")]
+#[error(
+    "{text:?} is not an oplog timestamp; write it as seconds:ordinal, for example 1731681000:3"
+)]
 pub struct ParseTsError {
     text: String,
 }
