@@ -1,4 +1,4 @@
-//! The dependency policy of `deny.toml`, enforced with nothing but `cargo metadata`: licences, banned crates, sources.
+//! The dependency policy of `deny.toml`, enforced with nothing but cargo itself: licences, banned crates, sources.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,32 +6,29 @@
     reason = "test helpers panic with what is wrong"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::process::Command;
-
-use serde_json::Value;
 
 #[test]
 fn every_dependency_keeps_the_policy() {
     let policy = Policy::read();
     let packages = packages(&policy.targets);
-    assert!(packages.len() > 50, "only {} packages: the metadata was misread", packages.len());
-    let faults: Vec<String> =
-        packages.values().filter_map(|package| policy.fault(package)).collect();
+    assert!(packages.len() > 50, "only {} packages: the list was misread", packages.len());
+    let faults: Vec<String> = packages.iter().filter_map(|package| policy.fault(package)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
 fn the_policy_can_fail() {
     let policy = Policy::read();
-    let package = |name: &str, license: Value, source: Value| serde_json::json!({"name": name, "version": "1.0.0", "license": license, "source": source});
-    let registry = || Value::from("registry+somewhere");
-    let fault = |package: &Value| policy.fault(package).unwrap_or_default();
-    assert_eq!(fault(&package("good", "MIT OR GPL-3.0".into(), registry())), "");
-    assert!(fault(&package("ring", "MIT".into(), registry())).contains("banned"));
-    assert!(fault(&package("viral", "GPL-3.0".into(), registry())).contains("GPL-3.0"));
-    assert!(fault(&package("nameless", Value::Null, registry())).contains("no licence"));
-    assert!(fault(&package("forked", "MIT".into(), "git+somewhere".into())).contains("source"));
+    let fault = |line: &str| policy.fault(&Package::parse(line)).unwrap_or_default();
+    assert_eq!(fault("good v1.0.0|MIT OR GPL-3.0|"), "");
+    assert_eq!(fault("derive v1.0.0 (proc-macro)|MIT| (*)"), "");
+    assert_eq!(fault("snapsync v0.1.0 (/some/folder)|Apache-2.0|"), "");
+    assert!(fault("ring v0.17.14|MIT|").contains("banned"));
+    assert!(fault("viral v1.0.0|GPL-3.0|").contains("GPL-3.0"));
+    assert!(fault("nameless v1.0.0||").contains("no licence"));
+    assert!(fault("forked v1.0.0 (https://somewhere/forked#0123)|MIT|").contains("source"));
 }
 
 #[test]
@@ -54,7 +51,7 @@ fn licence_expressions_are_understood() {
         ("MIT MIT", false),
     ];
     for (expression, expected) in cases {
-        assert_eq!(Licence::new(expression, &allowed).is_allowed(), expected, "{expression:?}");
+        assert_eq!(Licence::new(expression, &allowed).allows(), expected, "{expression:?}");
     }
 }
 
@@ -78,45 +75,62 @@ impl Policy {
         }
     }
 
-    /// What is wrong with a package of `cargo metadata`, if anything is.
-    fn fault(&self, package: &Value) -> Option<String> {
-        let name = package["name"].as_str().unwrap();
-        let what = format!("{name} {}", package["version"].as_str().unwrap());
-        if self.banned.iter().any(|banned| banned == name) {
-            return Some(format!("{what} is banned by deny.toml"));
+    /// What is wrong with a package, if anything is.
+    fn fault(&self, package: &Package) -> Option<String> {
+        let Package { name, version, licence, foreign } = package;
+        if self.banned.contains(name) {
+            return Some(format!("{name} {version} is banned by deny.toml"));
         }
-        let Some(licence) = package["license"].as_str() else {
-            return Some(format!("{what} has no licence expression"));
-        };
-        if !Licence::new(licence, &self.licences).is_allowed() {
+        if licence.is_empty() {
+            return Some(format!("{name} {version} has no licence expression"));
+        }
+        if !Licence::new(licence, &self.licences).allows() {
             return Some(format!(
-                "{what} has the licence {licence:?}, which deny.toml does not allow"
+                "{name} {version} has the licence {licence:?}, which deny.toml does not allow"
             ));
         }
-        // The package itself has no source.
-        match package["source"].as_str() {
-            Some(source) if !source.starts_with("registry+") => {
-                Some(format!("{what} has the source {source:?}, which is not the registry"))
-            }
-            _ => None,
-        }
+        foreign.then(|| format!("{name} {version} does not have its source in cargo's registry"))
     }
 }
 
-/// Every package that is built for any of the targets, by its id.
-fn packages(targets: &[String]) -> BTreeMap<String, Value> {
-    let mut all = BTreeMap::new();
+/// A package as `cargo tree` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Package {
+    name: String,
+    version: String,
+    /// Empty if there is none.
+    licence: String,
+    /// Whether it comes from git. (`cargo tree` names a folder too, and nothing for cargo's own registry.)
+    foreign: bool,
+}
+
+impl Package {
+    /// Reads `name v1.0.0 (where it comes from)|licence|`.
+    fn parse(line: &str) -> Self {
+        let mut parts = line.split('|');
+        let (what, licence) = (parts.next().unwrap(), parts.next().unwrap());
+        let mut words = what.split(' ');
+        let name = words.next().unwrap().to_owned();
+        let version = words.next().unwrap().to_owned();
+        let foreign = words.any(|word| word.contains("://") || word.starts_with("(registry"));
+        Self { name, version, licence: licence.to_owned(), foreign }
+    }
+}
+
+/// Every package that is built for any of the targets. From `cargo tree`, because `cargo metadata` lists optional
+/// dependencies that no feature turns on.
+fn packages(targets: &[String]) -> BTreeSet<Package> {
+    let mut all = BTreeSet::new();
     for target in targets {
         let output = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", target])
+            .args(["tree", "--locked", "--prefix", "none", "--edges", "normal,build,dev"])
+            .args(["--format", "{p}|{l}|", "--target", target])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let mut metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-        for package in metadata["packages"].as_array_mut().unwrap() {
-            all.insert(package["id"].as_str().unwrap().to_owned(), package.take());
-        }
+        let text = String::from_utf8(output.stdout).unwrap();
+        all.extend(text.lines().filter(|line| !line.is_empty()).map(Package::parse));
     }
     all
 }
@@ -136,7 +150,7 @@ impl<'a> Licence<'a> {
     }
 
     /// False also for what cannot be read.
-    fn is_allowed(mut self) -> bool {
+    fn allows(mut self) -> bool {
         self.any() == Some(true) && self.next == self.tokens.len()
     }
 
