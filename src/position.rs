@@ -1,5 +1,6 @@
 //! Places in an oplog: [`Ts`], the timestamp of an entry, and [`OpTime`], a timestamp with the election term it was
-//! written in. Every boundary inside snapsync is one of these, never a wall clock: wall clocks step back, `ts` does not.
+//! written in. Every boundary inside snapsync is one of these, never a wall clock: wall clocks step back, `ts` does
+//! not.
 
 use std::fmt;
 use std::str::FromStr;

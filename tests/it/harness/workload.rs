@@ -106,9 +106,15 @@ impl Workload {
     }
 
     /// Stops after the operation in hand and returns what was acknowledged.
-    pub async fn stop(self) -> Counts {
+    pub async fn stop(mut self) -> Counts {
         self.stop.store(true, Ordering::Relaxed);
-        self.task.await.expect("the workload does not panic")
+        (&mut self.task).await.expect("the workload does not panic")
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
