@@ -1,5 +1,6 @@
 //! Places in an oplog: [`Ts`], the timestamp of an entry, and [`OpTime`], a timestamp with the election term it was
-//! written in. Every boundary inside snapsync is one of these, never a wall clock: wall clocks step back, `ts` does not.
+//! written in. Every boundary inside snapsync is one of these, never a wall clock: wall clocks step back, `ts` does
+//! not.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,7 +60,9 @@ impl From<Ts> for bson::Timestamp {
 
 /// A text that is not `t:i`, such as `1731681000:3`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an oplog timestamp; write it as seconds:ordinal, for example 1731681000:3")]
+#[error(
+    "{text:?} is not an oplog timestamp; write it as seconds:ordinal, for example 1731681000:3"
+)]
 pub struct ParseTsError {
     text: String,
 }

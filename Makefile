@@ -1,0 +1,27 @@
+# PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
+PROFILE ?= release
+
+.PHONY: build test lint mongod demo deny
+
+build:
+	cargo build --locked --profile $(PROFILE)
+
+# SNAPSYNC_MONGOD, or a mongod on PATH, is used instead of a fetched one if it is there.
+test: mongod
+	cargo test --locked
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --test policy --test tidy
+
+mongod:
+	@if [ -z "$$SNAPSYNC_MONGOD" ] && ! command -v mongod >/dev/null; then scripts/fetch-mongod.sh; fi
+
+# DEMO_DOCUMENTS (200000) and DEMO_SECONDS (30) say how much and how long.
+demo: mongod
+	cargo build --locked --profile $(PROFILE) --bin snapsync
+	@cargo run --locked --quiet --profile $(PROFILE) --example demo
+
+deny:
+	cargo deny --offline check licenses bans sources

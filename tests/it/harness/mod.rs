@@ -1,0 +1,35 @@
+//! Real servers and the real program, for the integration tests and the demo.
+//!
+//! | what | with |
+//! | --- | --- |
+//! | replica sets of one or three real `mongod` | [`ReplicaSet`], [`ReplicaSetOptions`], [`Mongod`] |
+//! | a source and a target, started together | [`Pair`] |
+//! | a server without a replica set, for refusals | [`Mongod::standalone`] |
+//! | the `snapsync run` process, its log, its HTTP answers | [`Daemon`], [`DaemonOptions`] |
+//! | equality of two deployments | [`assert_equal`], [`Comparison`], [`quiesce`] |
+//! | seeded random writes | [`Workload`], [`WorkloadOptions`] |
+//! | waiting for a condition, never for a time | [`wait_for`] |
+//!
+//! Everything lives in temporary folders and on ports of 127.0.0.1. Processes are killed and folders removed when
+//! their value is dropped, on a panic too, and by the kernel if the test binary itself is killed. A test that fails
+//! with `SNAPSYNC_KEEP=1` set leaves its folders behind and prints where they are.
+//!
+//! Tests want `#[tokio::test(flavor = "multi_thread", worker_threads = 2)]`, so that a workload goes on while a test
+//! waits in blocking code.
+
+mod daemon;
+mod http;
+mod mongod;
+mod oracle;
+mod process;
+mod replica_set;
+mod wait;
+mod workload;
+
+pub use daemon::{Daemon, DaemonOptions};
+pub use http::Reply;
+pub use mongod::Mongod;
+pub use oracle::{Comparison, assert_equal, documents_in, quiesce, user_databases};
+pub use replica_set::{Pair, ReplicaSet, ReplicaSetOptions};
+pub use wait::wait_for;
+pub use workload::{Counts, Workload, WorkloadOptions};

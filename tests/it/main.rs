@@ -1,0 +1,13 @@
+//! Integration tests against real servers and the real program. One binary, so that it is linked once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "test helpers panic with what went wrong, and their modules are shared with the demo"
+)]
+
+#[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
+mod harness;
+mod harness_works;
