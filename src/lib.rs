@@ -8,3 +8,4 @@
 pub mod durable;
 pub mod namespace;
 pub mod position;
+pub mod state;
