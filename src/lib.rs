@@ -8,4 +8,5 @@
 pub mod durable;
 pub mod namespace;
 pub mod position;
+pub mod spool;
 pub mod state;
