@@ -3,6 +3,12 @@
 pub mod cli;
 pub mod config;
 pub mod http;
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "tests make and damage files with plain std::fs")
+)]
+
+pub mod durable;
 pub mod namespace;
 pub mod oplog;
 pub mod position;
@@ -11,3 +17,5 @@ pub mod status;
 pub mod stop;
 pub mod systemd;
 pub mod telemetry;
+pub mod spool;
+pub mod state;
