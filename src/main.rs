@@ -1,3 +1,7 @@
 //! The `snapsync` program: a thin shell around the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    snapsync::cli::main()
+}

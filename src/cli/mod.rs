@@ -1,5 +1,147 @@
-//! The subcommands: what they do and print. Parsing of arguments is in `main`.
+//! The command line: arguments, and one room a subcommand. Only here is anything printed.
 
+mod check;
 pub mod config;
 pub mod output;
+mod run;
 pub mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Inputs;
+use crate::exit::{Code, Exit};
+
+/// Keeps one MongoDB deployment equal to another while the first one is live.
+#[derive(Debug, Parser)]
+#[command(name = "snapsync", version, max_term_width = 100, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The configuration file [default: /etc/snapsync/snapsync.toml]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+
+    /// Sets one key of the configuration, before file and environment; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", global = true, value_parser = assignment)]
+    set: Vec<(String, String)>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 64 usage, 69 a server is unreachable at \
+start, 70 internal, 74 local disk, 75 lease held by another, 78 configuration or what only a person \
+can mend at start.
+
+Example: snapsync check --config ./snapsync.toml && snapsync run --config ./snapsync.toml";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon in the foreground; what the systemd unit starts
+    ///
+    /// Example: snapsync run --config /etc/snapsync/snapsync.toml
+    Run,
+    /// Connects to both sides and checks, without writing, whether a migration can work
+    ///
+    /// Versions, topology, privileges by name, the oplog, the target, the disk. Exit code 78 if anything fails.
+    ///
+    /// Example: snapsync check --json
+    Check {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows the effective configuration, without secrets, and where each value comes from
+    ///
+    /// Example: snapsync config --check
+    Config {
+        /// Only validates, without connecting and without printing values
+        #[arg(long)]
+        check: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what the running daemon does: state, lag, copy progress, deltas
+    ///
+    /// Example: snapsync status --watch
+    Status {
+        /// Prints JSON
+        #[arg(long, conflicts_with = "watch")]
+        json: bool,
+        /// Draws it anew every second
+        #[arg(long)]
+        watch: bool,
+    },
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as section.key=value")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// The program, from its arguments to its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors and go to standard output.
+            let code = if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
+            return match error.print() {
+                Ok(()) => code,
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+    };
+    let inputs = Inputs::from_process(arguments.config, arguments.set);
+    match arguments.command {
+        Command::Run => run::run(inputs),
+        Command::Check { json } => check::run(&inputs, json),
+        Command::Config { check, json } => {
+            let options = config::Options { check, json };
+            let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+            match config::run(&inputs, options, &mut out, &mut err) {
+                Ok(code) => ExitCode::from(code),
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
+        Command::Status { json, watch } => ask_status(&inputs, json, watch),
+    }
+}
+
+fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
+    let sockets = match crate::config::control_sockets(inputs) {
+        Ok(sockets) => sockets,
+        Err(errors) => return fail(&Exit::new(Code::Config, errors.to_string())),
+    };
+    // The first one that is there; the error names the first candidate if none is.
+    let socket = sockets.iter().find(|socket| socket.exists()).or(sockets.first());
+    let Some(socket) = socket else {
+        return fail(&Exit::new(Code::Config, "no control socket is configured"));
+    };
+    let asked = runtime().and_then(|runtime| {
+        let answer = runtime.block_on(async {
+            if watch { status::watch(socket, json).await } else { status::show(socket, json).await }
+        });
+        answer.map_err(|error| Exit::new(Code::Failed, format!("{error:#}")))
+    });
+    match asked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => fail(&exit),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Exit::new(Code::Internal, format!("cannot start: {error}")))
+}
+
+#[expect(clippy::print_stderr, reason = "the last words of a command")]
+fn fail(exit: &Exit) -> ExitCode {
+    eprintln!("snapsync: {exit}");
+    exit.code.into()
+}

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
+use crate::sync::preflight::{Check, Verdict};
 use crate::telemetry::one_line;
 
 /// Prints `text` on standard output. A reader that has gone away, such as `head`, is no error.
@@ -17,6 +18,21 @@ pub fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The outcome of checks as a table.
+#[must_use]
+pub fn checks(checks: &[Check]) -> String {
+    let mut table = Columns::new(&["CHECK", "RESULT", "FOUND"]);
+    for check in checks {
+        let verdict = match check.verdict {
+            Verdict::Pass => "pass",
+            Verdict::Warn => "warning",
+            Verdict::Fail => "FAIL",
+        };
+        table.row([check.name.as_str(), verdict, check.text.as_str()]);
+    }
+    table.render()
 }
 
 /// A table without lines: it can be read, searched and cut into columns.

@@ -23,7 +23,7 @@ use super::control::Control;
 use super::guard::Door;
 use super::routes::router;
 use crate::status::StatusBoard;
-use crate::stop::{Slept, Stop};
+use crate::stop::Stop;
 
 /// Connections open at once, per listener; further ones wait. Keeps a client that forgets to close from eating the file
 /// descriptors of the sync.
@@ -295,7 +295,7 @@ async fn serve_connections<A: Accept>(listener: &A, routes: Router, stop: &Stop)
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection to the API");
-                if stop.sleep_or_stop(ACCEPT_RETRY_DELAY).await == Slept::Stopped {
+                if stop.sleep(ACCEPT_RETRY_DELAY).await.is_err() {
                     break;
                 }
             }

@@ -202,6 +202,24 @@ impl Selection {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
+    /// The databases that are concerned, on the source or under their names on the target; none where a glob leaves open
+    /// which.
+    #[must_use]
+    pub fn named_databases(&self, on_target: bool) -> Vec<String> {
+        if self.include.iter().any(|pattern| pattern.database.contains('*')) {
+            return Vec::new();
+        }
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for pattern in &self.include {
+            let source = &pattern.database;
+            let renamed = self.databases.get(source).filter(|_| on_target);
+            names.insert(renamed.unwrap_or(source).clone());
+            let moved = self.collections.iter().filter(|(from, _)| from.database == *source);
+            names.extend(moved.filter(|_| on_target).map(|(_, to)| to.database.clone()));
+        }
+        names.into_iter().collect()
+    }
+
     /// A short text that changes when the selection or a rename changes and never otherwise: not with the order of
     /// the entries, not with the version of snapsync. Kept in the state to see a change after a restart.
     #[must_use]

@@ -164,6 +164,12 @@ impl SpoolWriter {
         self.position.bytes() + unsynced + self.buffer.len() as u64
     }
 
+    /// The limit on what the spool takes on disk, in bytes.
+    #[must_use]
+    pub fn max_bytes(&self) -> u64 {
+        self.limits.max_bytes
+    }
+
     /// Whether entries of so many bytes still fit under the limit. Always true of an empty spool: an entry larger than
     /// the limit must not wait for ever.
     #[must_use]

@@ -3,6 +3,7 @@
 //! grows) and [`StateLock`] (one process a directory). All calls block, for as long as a disk takes to sync.
 
 mod audit;
+pub mod catalogue;
 mod lock;
 mod slot;
 mod versioned;

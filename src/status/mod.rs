@@ -290,6 +290,21 @@ pub struct CollectionDelta {
     pub exact: bool,
 }
 
+impl CollectionDelta {
+    /// A delta by fast metadata counts.
+    #[must_use]
+    pub fn estimated(
+        collection: String,
+        target_collection: String,
+        source: u64,
+        target: u64,
+    ) -> Self {
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let delta = signed(source) - signed(target);
+        Self { collection, target_collection, source, target, delta, exact: false }
+    }
+}
+
 /// Sum of the deltas of one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseDelta {

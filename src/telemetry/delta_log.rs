@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::config::DeltaLog as Mode;
 use crate::status::{CollectionDelta, DatabaseDelta};
 
 /// Up to so many collections `auto` logs all of them every round.
@@ -10,18 +11,6 @@ pub const COLLECTIONS_ALL_MAX: usize = 100;
 
 /// Above [`COLLECTIONS_ALL_MAX`], `auto` logs all of them this often.
 pub const ALL_EVERY: Duration = Duration::from_secs(600);
-
-/// The setting `delta.log`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeltaLogMode {
-    /// Every collection, every round.
-    All,
-    /// Those whose delta changed since the round before, and those whose delta is not zero.
-    Changed,
-    /// All, up to [`COLLECTIONS_ALL_MAX`] collections; with more, as `Changed`, and all every [`ALL_EVERY`].
-    #[default]
-    Auto,
-}
 
 /// What is worth a line in one round.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +22,9 @@ pub struct DeltaLines<'a> {
 }
 
 /// Remembers the round before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DeltaLog {
-    mode: DeltaLogMode,
+    mode: Mode,
     collections: HashMap<String, i64>,
     databases: HashMap<String, i64>,
     all_at: Option<Instant>,
@@ -44,12 +33,12 @@ pub struct DeltaLog {
 impl DeltaLog {
     /// A log that has seen no round: everything in the first one counts as changed.
     #[must_use]
-    pub fn new(mode: DeltaLogMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub fn new(mode: Mode) -> Self {
+        Self { mode, collections: HashMap::new(), databases: HashMap::new(), all_at: None }
     }
 
     /// Goes on in another mode, after a reload of the configuration.
-    pub fn set_mode(&mut self, mode: DeltaLogMode) {
+    pub fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
     }
 
@@ -85,9 +74,9 @@ impl DeltaLog {
 
     fn logs_all(&self, now: Instant, count: usize) -> bool {
         match self.mode {
-            DeltaLogMode::All => true,
-            DeltaLogMode::Changed => false,
-            DeltaLogMode::Auto => {
+            Mode::All => true,
+            Mode::Changed => false,
+            Mode::Auto => {
                 let is_due = |all_at| now.saturating_duration_since(all_at) >= ALL_EVERY;
                 count <= COLLECTIONS_ALL_MAX || self.all_at.is_none_or(is_due)
             }
@@ -123,7 +112,7 @@ mod tests {
 
     #[test]
     fn all_is_all_always() {
-        let mut log = DeltaLog::new(DeltaLogMode::All);
+        let mut log = DeltaLog::new(Mode::All);
         for _ in 0..3 {
             assert_eq!(logged(&mut log, Instant::now(), &[0; 200]).0.len(), 200);
         }
@@ -131,7 +120,7 @@ mod tests {
 
     #[test]
     fn changed_is_what_moved_and_what_is_not_zero() {
-        let mut log = DeltaLog::new(DeltaLogMode::Changed);
+        let mut log = DeltaLog::new(Mode::Changed);
         let now = Instant::now();
         assert_eq!(logged(&mut log, now, &[0, 0, 3]).0.len(), 3, "all are new");
         assert_eq!(logged(&mut log, now, &[0, 0, 3]), (vec!["shop.2".into()], 1));
@@ -143,7 +132,7 @@ mod tests {
 
     #[test]
     fn auto_is_all_up_to_a_hundred_collections() {
-        let mut log = DeltaLog::new(DeltaLogMode::Auto);
+        let mut log = DeltaLog::new(Mode::Auto);
         let now = Instant::now();
         for _ in 0..2 {
             assert_eq!(logged(&mut log, now, &[0; 100]).0.len(), 100);
@@ -153,7 +142,7 @@ mod tests {
 
     #[test]
     fn auto_with_more_is_what_changed_and_all_every_ten_minutes() {
-        let mut log = DeltaLog::new(DeltaLogMode::Auto);
+        let mut log = DeltaLog::new(Mode::Auto);
         let start = Instant::now();
         let quiet = vec![0; 101];
         let mut moved = quiet.clone();

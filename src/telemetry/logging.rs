@@ -19,6 +19,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::config::{LogFormat, LogLevel};
+
 use super::record::{FIELDS_MAX, FieldValue, Record, caught};
 use super::render::{json_line, text_line};
 
@@ -31,42 +33,9 @@ const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long the end of the process waits for the last lines.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// The setting `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// The journal when stderr is connected to it, else text.
-    #[default]
-    Auto,
-    /// The journal, with fields.
-    Journald,
-    /// Lines of text on stderr.
-    Text,
-    /// One JSON object a line on stderr.
-    Json,
-}
-
-/// The setting `log.level`: the least that is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Level {
-    /// A person must look.
-    Error,
-    /// Something is not as it should be, and is being dealt with.
-    Warn,
-    /// What happens.
-    #[default]
-    Info,
-    /// How it happens.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// `log.format` is journald, and there is none.
-    #[error("log.format: the journal cannot be reached; use \"auto\", \"text\" or \"json\"")]
-    Journal(#[source] io::Error),
     /// The system gives no thread.
     #[error("cannot start the thread that writes the log")]
     Thread(#[source] io::Error),
@@ -78,8 +47,8 @@ pub enum LoggingError {
 /// Sets up the log of the process. The handle changes the level later, and writes the last lines when it is dropped.
 ///
 /// # Errors
-/// When the journal is asked for and cannot be reached, or the log has been set up before.
-pub fn init(format: Format, level: Level) -> Result<LogHandle, LoggingError> {
+/// When the journal is asked for and cannot be reached, or it has been set up before.
+pub fn init(format: LogFormat, level: LogLevel) -> Result<LogHandle, LoggingError> {
     let (layer, handle) = layer(sink(format)?, level)?;
     let dispatch = Dispatch::new(Registry::default().with(layer));
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| LoggingError::SetUpBefore)?;
@@ -99,7 +68,7 @@ pub struct LogHandle {
 
 impl LogHandle {
     /// Changes the level from here on.
-    pub fn set_level(&self, level: Level) {
+    pub fn set_level(&self, level: LogLevel) {
         if let Err(error) = self.filter.reload(filter(level)) {
             tracing::warn!(%error, "cannot change the log level");
         }
@@ -140,16 +109,17 @@ trait Sink: Send + 'static {
     fn write(&mut self, record: &Record);
 }
 
-fn sink(format: Format) -> Result<Box<dyn Sink>, LoggingError> {
+fn sink(format: LogFormat) -> Result<Box<dyn Sink>, LoggingError> {
     match format {
-        Format::Journald => Ok(Box::new(Replay::to_journal().map_err(LoggingError::Journal)?)),
-        Format::Auto if stderr_is_the_journal() => match Replay::to_journal() {
+        LogFormat::Auto if stderr_is_the_journal() => match Replay::to_journal() {
             Ok(journal) => Ok(Box::new(journal)),
             // Lines on stderr reach the journal too, only without fields.
             Err(_) => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
         },
-        Format::Auto | Format::Text => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
-        Format::Json => Ok(Box::new(Lines { to: io::stderr(), render: json_line })),
+        LogFormat::Auto | LogFormat::Text => {
+            Ok(Box::new(Lines { to: io::stderr(), render: text_line }))
+        }
+        LogFormat::Json => Ok(Box::new(Lines { to: io::stderr(), render: json_line })),
     }
 }
 
@@ -166,13 +136,13 @@ fn is_stream(stream: &str, fd: u32) -> bool {
 }
 
 /// Ours at the level asked for; libraries only when something is wrong.
-fn filter(level: Level) -> Targets {
+fn filter(level: LogLevel) -> Targets {
     let level = match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
     Targets::new().with_target("snapsync", level).with_default(level.min(LevelFilter::WARN))
 }
@@ -187,7 +157,7 @@ struct Backlog {
 /// The layer that feeds the queue, and the handle on it, with the thread that empties it.
 fn layer(
     mut sink: Box<dyn Sink>,
-    level: Level,
+    level: LogLevel,
 ) -> Result<(impl Layer<Registry>, LogHandle), LoggingError> {
     let (queue, messages) = mpsc::sync_channel(QUEUE_RECORDS_MAX);
     let (writing, written) = mpsc::channel::<()>();
@@ -334,7 +304,7 @@ mod tests {
 
     impl Kept {
         /// Runs `log` with a log that ends up here.
-        fn log(&self, level: Level, log: impl FnOnce(&LogHandle)) -> LogHandle {
+        fn log(&self, level: LogLevel, log: impl FnOnce(&LogHandle)) -> LogHandle {
             let (layer, handle) = layer(Box::new(self.clone()), level).unwrap();
             let dispatch = Dispatch::new(Registry::default().with(layer));
             tracing::dispatcher::with_default(&dispatch, || log(&handle));
@@ -349,7 +319,8 @@ mod tests {
     #[test]
     fn the_last_lines_are_written_before_the_end() {
         let kept = Kept::default();
-        let handle = kept.log(Level::Info, |_| (0..500).for_each(|n| tracing::info!("line {n}")));
+        let handle =
+            kept.log(LogLevel::Info, |_| (0..500).for_each(|n| tracing::info!("line {n}")));
         assert_eq!(handle.dropped_total(), 0);
         drop(handle);
         assert_eq!(kept.lines().len(), 500);
@@ -362,7 +333,8 @@ mod tests {
         let closed = kept.gate.lock().unwrap();
         let count = QUEUE_RECORDS_MAX + 1000;
         let begun = Instant::now();
-        let handle = kept.log(Level::Info, |_| (0..count).for_each(|n| tracing::info!("line {n}")));
+        let handle =
+            kept.log(LogLevel::Info, |_| (0..count).for_each(|n| tracing::info!("line {n}")));
         assert!(begun.elapsed() < Duration::from_secs(20), "it waited");
         // One record may already be with the writer.
         let dropped = usize::try_from(handle.dropped_total()).unwrap();
@@ -381,7 +353,7 @@ mod tests {
         let kept = Kept::default();
         let closed = kept.gate.lock().unwrap();
         let long = "x".repeat(4000);
-        let handle = kept.log(Level::Info, |handle| {
+        let handle = kept.log(LogLevel::Info, |handle| {
             (0..QUEUE_RECORDS_MAX).for_each(|_| tracing::info!("{long}"));
             assert!(handle.backlog.bytes.load(Ordering::Relaxed) < QUEUE_BYTES_MAX + 8000);
             assert!(handle.dropped_total() > 0);
@@ -393,14 +365,14 @@ mod tests {
     #[test]
     fn the_level_can_be_changed_and_holds_for_snapsync_only() {
         let kept = Kept::default();
-        let handle = kept.log(Level::Info, |handle| {
+        let handle = kept.log(LogLevel::Info, |handle| {
             tracing::debug!("too fine");
             tracing::info!(target: "hyper", "a library's info");
             tracing::warn!(target: "hyper", "a library's warning");
             tracing::info!(target: DELTA_TARGET, "a delta");
-            handle.set_level(Level::Debug);
+            handle.set_level(LogLevel::Debug);
             tracing::debug!("fine now");
-            handle.set_level(Level::Error);
+            handle.set_level(LogLevel::Error);
             tracing::warn!("not any more");
         });
         drop(handle);

@@ -8,6 +8,6 @@ pub mod logging;
 mod record;
 mod render;
 
-pub use delta_log::{DeltaLog, DeltaLogMode};
-pub use logging::{Format, Level, LogHandle, LoggingError};
+pub use delta_log::DeltaLog;
+pub use logging::{LogHandle, LoggingError};
 pub(crate) use render::one_line;

@@ -1,0 +1,124 @@
+//! The replayed catalogue: which collections and views there are on the source as of the resume point, and where each of
+//! them is on the target. A collection is its UUID on the source; its names and its UUID on the target are only where to
+//! find it. Pure data: whoever changes the target changes the catalogue with it and has it made durable.
+
+use std::collections::BTreeMap;
+
+use bson::{Document, Uuid};
+use serde::{Deserialize, Serialize};
+
+use crate::namespace::Namespace;
+
+/// A BSON document of the control plane (options, an index specification), stored byte for byte.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Spec(
+    #[serde(
+        serialize_with = "crate::hex::serialize_document",
+        deserialize_with = "crate::hex::deserialize_document"
+    )]
+    pub Document,
+);
+
+/// One collection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Its name on the source.
+    pub source: Namespace,
+    /// Its name on the target.
+    pub target: Namespace,
+    /// Its UUID on the target; `None` until it has been created there.
+    pub target_uuid: Option<Uuid>,
+    /// The options of the `create` command.
+    pub options: Spec,
+    /// The specification of the `_id` index, where there is one.
+    pub id_index: Option<Spec>,
+    /// Specifications of all other indexes, as the source states them, by name.
+    pub indexes: BTreeMap<String, Spec>,
+}
+
+impl Collection {
+    /// Whether it is capped: its documents have an order, so it is copied and replayed by one worker.
+    #[must_use]
+    pub fn is_capped(&self) -> bool {
+        self.options.0.get_bool("capped").unwrap_or(false)
+    }
+
+    /// Whether any of its indexes other than `_id` refuses equal keys.
+    #[must_use]
+    pub fn has_unique_index(&self) -> bool {
+        self.indexes.values().any(|spec| spec.0.get_bool("unique").unwrap_or(false))
+    }
+}
+
+/// One view.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// Its name on the target.
+    pub target: Namespace,
+    /// `viewOn`, `pipeline` and `collation`, as the source states them.
+    pub definition: Spec,
+}
+
+/// Everything that is followed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// Collections by their UUID on the source.
+    pub collections: BTreeMap<Uuid, Collection>,
+    /// Views by their name on the source.
+    pub views: BTreeMap<Namespace, View>,
+    /// Whether the secondary indexes are on the target. Until they have been built, after the catch-up with the copy,
+    /// index definitions change this catalogue only.
+    pub indexes_built: bool,
+}
+
+impl Catalogue {
+    /// The collection that has this name on the target.
+    #[must_use]
+    pub fn at_target(&self, target: &Namespace) -> Option<Uuid> {
+        let found = self.collections.iter().find(|(_, collection)| collection.target == *target);
+        found.map(|(uuid, _)| *uuid)
+    }
+
+    /// The databases on the target that hold something followed, in order.
+    #[must_use]
+    pub fn target_databases(&self) -> Vec<String> {
+        let collections = self.collections.values().map(|collection| &collection.target);
+        let views = self.views.values().map(|view| &view.target);
+        let mut databases: Vec<String> =
+            collections.chain(views).map(|target| target.database.clone()).collect();
+        databases.sort_unstable();
+        databases.dedup();
+        databases
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::doc;
+
+    #[test]
+    fn specifications_survive_byte_for_byte() {
+        let document = doc! { "a": 1_i32, "b": 1_i64, "c": 1.0, "d": { "$regex": "x" } };
+        let spec = Spec(document);
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_catalogue_survives_json() {
+        let collection = Collection {
+            source: Namespace::new("a", "b"),
+            target: Namespace::new("c", "d"),
+            target_uuid: Some(Uuid::new()),
+            options: Spec(doc! { "capped": true }),
+            id_index: None,
+            indexes: BTreeMap::from([("x_1".into(), Spec(doc! { "unique": true }))]),
+        };
+        let mut catalogue = Catalogue::default();
+        catalogue.collections.insert(Uuid::new(), collection);
+        let text = serde_json::to_string(&catalogue).unwrap();
+        assert_eq!(serde_json::from_str::<Catalogue>(&text).unwrap(), catalogue);
+    }
+}

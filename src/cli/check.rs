@@ -1,0 +1,151 @@
+//! `snapsync check`: whether a migration can work, without writing anything.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{fail, output, runtime};
+use crate::catalogue::Catalogue;
+use crate::config::{Config, Inputs, OnExistingData};
+use crate::copy::prepare;
+use crate::exit::{Code, Exit};
+use crate::mongo::{Deployment, Error, ServerFacts, Side};
+use crate::source::{catalog, scan, tail};
+use crate::sync::preflight::{self, Check, Verdict};
+use crate::sync::startup;
+use crate::target::lease::{self, Owner};
+
+/// Bytes a second that a copy is reckoned with, on the safe side of what two cores do.
+const COPY_BYTES_PER_SECOND: u64 = 20 * 1024 * 1024;
+const CONNECTIONS: u32 = 2;
+
+pub(super) fn run(inputs: &Inputs, json: bool) -> ExitCode {
+    let config = match Config::load(inputs) {
+        Ok(loaded) => loaded.config,
+        Err(errors) => {
+            let usage = errors.has_password_argument();
+            let code = if usage { Code::Usage } else { Code::Config };
+            return fail(&Exit::new(code, errors.to_string()));
+        }
+    };
+    let checks = runtime().and_then(|runtime| runtime.block_on(all(&config)));
+    match checks {
+        Ok(checks) => report(&checks, json),
+        Err(exit) => fail(&exit),
+    }
+}
+
+fn report(checks: &[Check], json: bool) -> ExitCode {
+    let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
+    let text = if json {
+        let shape = serde_json::json!({ "passed": !failed, "checks": checks });
+        format!("{shape:#}\n")
+    } else {
+        output::checks(checks)
+    };
+    match output::print(&text) {
+        Ok(()) if failed => Code::Config.into(),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn all(config: &Config) -> Result<Vec<Check>, Exit> {
+    let at_start = |error: Error| Exit::at_start(&error);
+    let source = startup::connect(config, Side::Source, "snapsync check", CONNECTIONS).await?;
+    let target = startup::connect(config, Side::Target, "snapsync check", CONNECTIONS).await?;
+    let (mut checks, source_facts, _) =
+        preflight::check(&source, &target, config).await.map_err(at_start)?;
+    // The rest asks for what the first part found missing.
+    if checks.iter().all(|check| check.verdict != Verdict::Fail) {
+        let rest = contents(config, &source, &target, &source_facts).await.map_err(at_start)?;
+        checks.extend(rest);
+    }
+    checks.push(disk(config));
+    Ok(checks)
+}
+
+async fn contents(
+    config: &Config,
+    source: &Deployment,
+    target: &Deployment,
+    source_facts: &ServerFacts,
+) -> Result<Vec<Check>, Error> {
+    let selection = &config.sync.selection;
+    let catalogue = catalog::read(source, source_facts.version, selection).await?;
+    let bytes = total_bytes(source, &catalogue).await?;
+    let window = tail::window_wall_ms(source).await?;
+    let nobody = Owner { instance: String::new(), description: String::new() };
+    let holder = lease::held_by_another(target, &nobody).await?;
+    let collections = catalogue.collections.values().map(|found| found.target.clone());
+    let views = catalogue.views.values().map(|view| view.target.clone());
+    let mapped = collections.chain(views).collect();
+    let existing = prepare::existing(target, selection, &mapped).await?;
+    Ok(vec![
+        oplog_window(bytes, window),
+        match holder {
+            Some(by) => Check::new("lease", Verdict::Warn, format!("held by {by}")),
+            None => Check::new("lease", Verdict::Pass, "free"),
+        },
+        target_data(config, &existing),
+    ])
+}
+
+async fn total_bytes(source: &Deployment, catalogue: &Catalogue) -> Result<u64, Error> {
+    let mut bytes = 0;
+    for collection in catalogue.collections.values() {
+        let name = &collection.source;
+        match scan::size(source, &name.database, &name.collection).await {
+            Ok(size) => bytes += size.bytes,
+            // Dropped meanwhile.
+            Err(error) if error.code().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
+
+/// The spool carries a copy over a short oplog; a restart that takes longer than the oplog reaches does not.
+fn oplog_window(bytes: u64, window: Option<(i64, i64)>) -> Check {
+    let copy = Duration::from_secs(bytes / COPY_BYTES_PER_SECOND);
+    let reach = window.map_or(0, |(oldest, newest)| newest.saturating_sub(oldest).max(0));
+    let reach = Duration::from_millis(reach.unsigned_abs());
+    let text = format!(
+        "the oplog reaches back {} minutes; copying {} MiB may take {} minutes",
+        reach.as_secs() / 60,
+        bytes >> 20,
+        copy.as_secs().div_ceil(60),
+    );
+    let verdict = if reach < copy { Verdict::Warn } else { Verdict::Pass };
+    Check::new("oplog window", verdict, text)
+}
+
+fn target_data(config: &Config, existing: &[crate::mongo::Listed]) -> Check {
+    let name = "target data";
+    if existing.is_empty() {
+        return Check::new(name, Verdict::Pass, "nothing is in the way");
+    }
+    let text = crate::sync::copying::existing_data(existing).message;
+    match config.target.on_existing_data {
+        // A running migration's own data looks the same from here.
+        OnExistingData::Refuse => Check::new(name, Verdict::Warn, text),
+        OnExistingData::Drop => Check::new(name, Verdict::Warn, format!("will be dropped: {text}")),
+    }
+}
+
+fn disk(config: &Config) -> Check {
+    let name = "spool disk";
+    let configured = config.spool.max_bytes.unwrap_or(0);
+    let directory = &config.state.directory;
+    let existing = directory.ancestors().find(|folder| folder.exists()).unwrap_or(directory);
+    match crate::spool::free_space_limit(existing, configured) {
+        Ok(bytes) if bytes < 1 << 30 => {
+            let text = format!("only {} MiB for the spool in {}", bytes >> 20, directory.display());
+            Check::new(name, Verdict::Warn, text)
+        }
+        Ok(bytes) => {
+            let text = format!("{} GiB for the spool in {}", bytes >> 30, directory.display());
+            Check::new(name, Verdict::Pass, text)
+        }
+        Err(error) => Check::new(name, Verdict::Fail, error.to_string()),
+    }
+}

@@ -1,0 +1,41 @@
+//! `snapsync run`: everything that can fail without a server first, then the runtime, then the daemon.
+
+use std::process::ExitCode;
+
+use super::{fail, runtime};
+use crate::config::{Config, Inputs};
+use crate::exit::{Code, Exit};
+use crate::sync::supervisor;
+use crate::telemetry::logging;
+
+pub(super) fn run(inputs: Inputs) -> ExitCode {
+    let loaded = match Config::load(&inputs) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            let usage = errors.has_password_argument();
+            let code = if usage { Code::Usage } else { Code::Config };
+            return fail(&Exit::new(code, errors.to_string()));
+        }
+    };
+    let log = &loaded.config.log;
+    let logs = match logging::init(log.format, log.level) {
+        Ok(logs) => logs,
+        Err(error) => return fail(&Exit::new(Code::Internal, error.to_string())),
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(exit) => return fail(&exit),
+    };
+    let outcome = runtime.block_on(supervisor::run(loaded.config, inputs, &logs));
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            tracing::error!(code = exit.code as u8, "{exit}");
+            exit.code.into()
+        }
+    }
+}

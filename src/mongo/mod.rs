@@ -1,0 +1,18 @@
+//! The only room that knows how the MongoDB driver behaves: connecting, running commands with their true outcome read
+//! from the reply, telling what an error means, and what kind of deployment answers. It holds no policy: whoever calls
+//! decides what to do with a [`Failure`].
+
+mod client;
+mod command;
+mod error;
+pub mod listing;
+mod server;
+mod session;
+
+pub use client::{Deployment, PoolOptions};
+pub use command::{cursor_documents, run, run_raw};
+pub use error::{Error, Failure, Side, describe, unwanted_reply};
+pub use listing::Listed;
+pub use server::{Hello, ServerFacts, Version};
+pub(crate) use session::bson_count;
+pub use session::{StatementError, WriteReply, WriteSession};

@@ -1,0 +1,244 @@
+//! Carrying out a plan on the target. When [`Applier::apply`] returns, everything in the plan is majority-acknowledged.
+//!
+//! Everything here may be done again: a put writes the same document, a removal misses, a diff over a newer document is
+//! put right by the entries after it. A window that a kill cut short is therefore simply applied once more, in the
+//! *tolerant* way: until its end the target may hold newer state than the plan knows, so what would be a contradiction
+//! otherwise (a collection that is there already, a unique key that is taken) is worked around.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bson::Uuid;
+use tokio::task::JoinSet;
+
+use super::chunk::{Conflict, put_all, remove_all};
+use super::conflicts::Conflicts;
+use super::plan::{Change, Changes, Definition, Plan, Stage, Step};
+use crate::catalogue::Collection;
+use crate::mongo::Error;
+use crate::oplog::diff::DiffError;
+use crate::retry::Stopped;
+use crate::selection::Selection;
+use crate::state::catalogue::CatalogueStore;
+use crate::stop::Stop;
+use crate::target::definitions::Definer;
+use crate::target::statements::{Place, chunks};
+use crate::target::writers::Writers;
+
+/// Why a window could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The target refused something.
+    #[error(transparent)]
+    Call(#[from] Error),
+    /// A diff does not fit.
+    #[error("an update of {collection} cannot be applied: {source}")]
+    Diff {
+        /// Which collection, by its name on the target.
+        collection: String,
+        /// Why.
+        source: DiffError,
+    },
+    /// The target is not what the replayed catalogue says.
+    #[error("source and target have diverged: {what}")]
+    Diverged {
+        /// What was found.
+        what: String,
+    },
+    /// A task of ours failed.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<Stopped<Error>> for Stopped<ApplyError> {
+    fn from(stopped: Stopped<Error>) -> Self {
+        stopped.map(ApplyError::Call)
+    }
+}
+
+/// Applies plans to one target. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Applier {
+    /// Carries out definitions.
+    pub definer: Definer,
+    /// Writes documents.
+    pub writers: Writers,
+    /// What is followed, and where it is on the target.
+    pub store: Arc<CatalogueStore>,
+    /// What is followed of what is new.
+    pub selection: Selection,
+    /// Write commands in flight at the most.
+    pub workers: usize,
+}
+
+impl Applier {
+    /// Applies a plan. The catalogue changes in memory with the definitions; the caller makes it durable.
+    ///
+    /// # Errors
+    /// [`Stopped`]: part of the plan may be on the target.
+    pub async fn apply(
+        &self,
+        plan: Plan,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Result<(), Stopped<ApplyError>> {
+        let mut conflicts = Conflicts::default();
+        for step in plan.steps {
+            stop.check()?;
+            match step {
+                Step::Write(mut stage) => {
+                    conflicts
+                        .merge_into(&mut stage)
+                        .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;
+                    conflicts = self.write(stage, stop).await?;
+                    // Strictly in order every stage ends in a state the source had, so nothing stays in the way.
+                    if !tolerant {
+                        std::mem::take(&mut conflicts).resolve(self, stop).await?;
+                    }
+                }
+                Step::Define(definition) => {
+                    if let Definition::Collection { uuid, change } = &definition {
+                        conflicts.forget_if_dropped(*uuid, change);
+                    }
+                    self.define(definition, tolerant, stop).await?;
+                }
+            }
+        }
+        conflicts.resolve(self, stop).await
+    }
+
+    fn diff_error(&self, uuid: Uuid, source: DiffError) -> ApplyError {
+        let catalogue = self.store.read();
+        let name = catalogue.collections.get(&uuid).map(|found| found.target.to_string());
+        ApplyError::Diff { collection: name.unwrap_or_default(), source }
+    }
+
+    /// The collection and where it is on the target; `None` if it is not followed, or not there any more.
+    pub(super) fn locate(&self, uuid: Uuid) -> Option<(Collection, Place)> {
+        let collection = self.store.read().collections.get(&uuid)?.clone();
+        let target_uuid = collection.target_uuid?;
+        let place = self.definer.place(&collection.target, Some(target_uuid));
+        Some((collection, place))
+    }
+
+    async fn write(&self, stage: Stage, stop: &Stop) -> Result<Conflicts, Stopped<ApplyError>> {
+        let mut removals = Vec::new();
+        let mut puts = Vec::new();
+        let mut ordered = Vec::new();
+        for (uuid, changes) in stage.collections {
+            let Some((collection, place)) = self.locate(uuid) else { continue };
+            if collection.is_capped() {
+                ordered.push((uuid, place, changes));
+                continue;
+            }
+            let (removed, put) = split(changes);
+            removals.extend(self.pieces(removed).map(|piece| (place.clone(), piece)));
+            puts.extend(self.pieces(put).map(|piece| (uuid, place.clone(), piece)));
+        }
+        // Removals first: a key that one document gives up may be taken by another.
+        let writers = &self.writers;
+        let removals =
+            removals.into_iter().map(|(place, piece)| {
+                let (writers, stop) = (writers.clone(), stop.clone());
+                async move {
+                    remove_all(&writers, &place, piece, &stop).await.map(|()| Vec::<()>::new())
+                }
+            });
+        all(self.workers, removals, stop).await?;
+        let puts = puts.into_iter().map(|(uuid, place, piece)| {
+            let (writers, stop) = (writers.clone(), stop.clone());
+            async move { put_all(&writers, uuid, &place, piece, &stop).await }
+        });
+        let mut conflicts: Vec<Conflict> = all(self.workers, puts, stop).await?;
+        for (uuid, place, changes) in ordered {
+            conflicts.extend(self.write_in_order(uuid, &place, changes, stop).await?);
+        }
+        Conflicts::from(conflicts).retry(self, stop).await
+    }
+
+    /// Splits changes so that all workers have something to do, and none too much at once.
+    fn pieces(&self, changes: Vec<Change>) -> impl Iterator<Item = Vec<Change>> {
+        /// Below this a command of its own costs more than it gains.
+        const PIECE_MIN: usize = 100;
+        let even = changes.len().div_ceil(self.workers.max(1)).max(PIECE_MIN);
+        let mut pieces = Vec::new();
+        for run in chunks(changes, Change::bytes) {
+            let mut run = run.into_iter().peekable();
+            while run.peek().is_some() {
+                pieces.push(run.by_ref().take(even).collect());
+            }
+        }
+        pieces.into_iter()
+    }
+
+    /// A capped collection: its order is part of what it is, so runs of puts and removals are written one by one.
+    async fn write_in_order(
+        &self,
+        uuid: Uuid,
+        place: &Place,
+        changes: Changes,
+        stop: &Stop,
+    ) -> Result<Vec<Conflict>, Stopped<ApplyError>> {
+        let mut conflicts = Vec::new();
+        let mut changes = changes.into_changes().peekable();
+        while let Some(first) = changes.next() {
+            let removal = first.is_removal();
+            let mut run = vec![first];
+            while let Some(next) = changes.next_if(|next| next.is_removal() == removal) {
+                run.push(next);
+            }
+            for piece in chunks(run, Change::bytes) {
+                if removal {
+                    remove_all(&self.writers, place, piece, stop).await?;
+                } else {
+                    conflicts.extend(put_all(&self.writers, uuid, place, piece, stop).await?);
+                }
+            }
+        }
+        Ok(conflicts)
+    }
+}
+
+fn split(changes: Changes) -> (Vec<Change>, Vec<Change>) {
+    changes.into_changes().partition(Change::is_removal)
+}
+
+/// Runs tasks, so many at once, and collects what they return. After the first failure no more are begun, but those that
+/// run are waited for: nothing lands after this returns.
+async fn all<T, F>(
+    limit: usize,
+    tasks: impl Iterator<Item = F>,
+    stop: &Stop,
+) -> Result<Vec<T>, Stopped<ApplyError>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<Vec<T>, Stopped<ApplyError>>> + Send + 'static,
+{
+    let mut tasks = tasks.peekable();
+    let mut running = JoinSet::new();
+    let mut results = Vec::new();
+    let mut failure = None;
+    loop {
+        while failure.is_none() && running.len() < limit.max(1) {
+            if stop.is_requested() {
+                failure = Some(Stopped::Stop);
+                break;
+            }
+            let Some(task) = tasks.next() else { break };
+            running.spawn(task);
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok(Ok(result))) => results.extend(result),
+            Some(Ok(Err(error))) => failure = failure.or(Some(error)),
+            Some(Err(panic)) => {
+                let error = Stopped::Failed(ApplyError::Internal(panic.to_string()));
+                failure = failure.or(Some(error));
+            }
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(results),
+    }
+}

@@ -1,0 +1,221 @@
+//! Writing one piece of a stage: removals, or puts and patches, of one collection.
+
+use std::collections::HashMap;
+
+use bson::{RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
+use futures_util::StreamExt;
+
+use super::apply::ApplyError;
+use super::plan::{Change, patched};
+use crate::mongo::{Error, Side};
+use crate::oplog::document;
+use crate::oplog::element::Value;
+use crate::oplog::id_key::IdKey;
+use crate::retry::{Backoff, Outage, Stopped};
+use crate::stop::Stop;
+use crate::target::statements::{self, Place, chunks};
+use crate::target::writers::Writers;
+
+const DUPLICATE_KEY: i32 = 11_000;
+/// The `_id` on the target is equal to the new one but not the same (1 and 1.0 with a collation, "a" and "A").
+const IMMUTABLE_FIELD: i32 = 66;
+/// Documents looked up in one query at the most.
+const LOOKUP_MAX: usize = 500;
+
+/// A document that could not be put because another one holds a unique key of its.
+#[derive(Debug)]
+pub(super) struct Conflict {
+    /// UUID of the collection on the source.
+    pub(super) uuid: Uuid,
+    /// The document.
+    pub(super) document: RawDocumentBuf,
+}
+
+pub(super) async fn remove_all(
+    writers: &Writers,
+    place: &Place,
+    changes: Vec<Change>,
+    stop: &Stop,
+) -> Result<(), Stopped<ApplyError>> {
+    let mut array = RawArrayBuf::new();
+    for change in &changes {
+        if let Change::Remove { id } = change
+            && let Some(id) = document::id(id)
+        {
+            array.push(statements::remove(id));
+        }
+    }
+    if array.is_empty() {
+        return Ok(());
+    }
+    let action = format!("delete from {}", place.namespace);
+    let database = &place.namespace.database;
+    let reply = writers.write(database, &action, place.delete(array), stop).await?;
+    match reply.errors.first() {
+        None => Ok(()),
+        Some(error) => Err(refused(action, error.code)),
+    }
+}
+
+fn refused(action: String, code: i32) -> Stopped<ApplyError> {
+    Stopped::Failed(Error::from_code(Side::Target, action, code, "").into())
+}
+
+/// Puts documents and applies patches; returns what was in conflict with other documents.
+pub(super) async fn put_all(
+    writers: &Writers,
+    uuid: Uuid,
+    place: &Place,
+    changes: Vec<Change>,
+    stop: &Stop,
+) -> Result<Vec<Conflict>, Stopped<ApplyError>> {
+    let mut fresh = Vec::new();
+    let mut puts = Vec::new();
+    let mut patches = Vec::new();
+    for change in changes {
+        match change {
+            Change::Put { document, fresh: true } if !document::shape(&document).zero_timestamp => {
+                fresh.push(document);
+            }
+            Change::Put { document, .. } => puts.push(document),
+            Change::Patch { id, diffs } => patches.push((id, diffs)),
+            Change::Remove { .. } => {}
+        }
+    }
+    puts.extend(insert(writers, place, fresh, stop).await?);
+    let mut refused = put(writers, place, puts, stop).await?;
+    for run in chunks(patches, |_| statements::STATEMENT_BYTES_MAX.div_ceil(LOOKUP_MAX)) {
+        refused.extend(patch(writers, place, run, stop).await?);
+    }
+    Ok(refused.into_iter().map(|document| Conflict { uuid, document }).collect())
+}
+
+/// Inserts documents; returns those that are there already or in conflict with others, to be put.
+async fn insert(
+    writers: &Writers,
+    place: &Place,
+    mut documents: Vec<RawDocumentBuf>,
+    stop: &Stop,
+) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
+    if documents.is_empty() {
+        return Ok(documents);
+    }
+    let mut array = RawArrayBuf::new();
+    documents.iter().for_each(|document| array.push(document.clone()));
+    let action = format!("insert into {}", place.namespace);
+    let database = &place.namespace.database;
+    let reply = writers.write(database, &action, place.insert(&array), stop).await?;
+    if let Some(error) = reply.errors.iter().find(|error| error.code != DUPLICATE_KEY) {
+        return Err(self::refused(action, error.code));
+    }
+    let there: Vec<usize> = reply.errors.iter().map(|error| error.index).collect();
+    let mut index = 0;
+    documents.retain(|_| {
+        index += 1;
+        there.contains(&(index - 1))
+    });
+    Ok(documents)
+}
+
+/// Puts documents; returns those in conflict with others.
+pub(super) async fn put(
+    writers: &Writers,
+    place: &Place,
+    documents: Vec<RawDocumentBuf>,
+    stop: &Stop,
+) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
+    let mut refused = Vec::new();
+    for run in chunks(documents, |document| document.as_bytes().len()) {
+        let mut array = RawArrayBuf::new();
+        for document in &run {
+            if let Some(id) = document::id(document) {
+                array.push(statements::put(id, document));
+            }
+        }
+        let action = format!("write to {}", place.namespace);
+        let database = &place.namespace.database;
+        let command = place.update(array, false);
+        let reply = writers.write(database, &action, command, stop).await?;
+        for error in reply.errors {
+            match error.code {
+                DUPLICATE_KEY | IMMUTABLE_FIELD => {
+                    refused.extend(run.get(error.index).cloned());
+                }
+                code => return Err(self::refused(action, code)),
+            }
+        }
+    }
+    Ok(refused)
+}
+
+/// Applies diffs to the documents as they are on the target; those that are not there are left out.
+async fn patch(
+    writers: &Writers,
+    place: &Place,
+    patches: Vec<(RawDocumentBuf, Vec<RawDocumentBuf>)>,
+    stop: &Stop,
+) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
+    let mut by_id: HashMap<IdKey, Vec<RawDocumentBuf>> = HashMap::with_capacity(patches.len());
+    let mut ids = Vec::with_capacity(patches.len());
+    for (id, diffs) in patches {
+        if let Some(value) = document::id(&id) {
+            by_id.insert(IdKey::new(value), diffs);
+            ids.push(id);
+        }
+    }
+    let mut refused = Vec::new();
+    let mut backoff = Backoff::reconnect();
+    let outage = Outage::new(Side::Target);
+    loop {
+        // Diffs are taken out of the map as they are applied, so that a lookup begun again never applies one twice.
+        match patch_found(writers, place, &ids, &mut by_id, &mut refused, stop).await {
+            Ok(()) => return Ok(refused),
+            Err(Stopped::Failed(ApplyError::Call(error))) if error.is_unreachable() => {
+                outage.report(&error);
+                stop.sleep(backoff.next_delay()).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn patch_found(
+    writers: &Writers,
+    place: &Place,
+    ids: &[RawDocumentBuf],
+    by_id: &mut HashMap<IdKey, Vec<RawDocumentBuf>>,
+    refused: &mut Vec<RawDocumentBuf>,
+    stop: &Stop,
+) -> Result<(), Stopped<ApplyError>> {
+    let target = writers.deployment();
+    let failed = |error: mongodb::error::Error| {
+        Stopped::Failed(ApplyError::Call(target.error("look up documents to update", &error)))
+    };
+    let ids: Vec<Value<'_>> = ids.iter().filter_map(|id| document::id(id)).collect();
+    let command = place.find(ids.into_iter());
+    let database = target.client.database(&place.namespace.database);
+    let mut cursor = database.run_raw_cursor_command(command).batch().await.map_err(failed)?;
+    while let Some(batch) = cursor.next().await {
+        let batch = batch.map_err(failed)?;
+        let mut puts = Vec::new();
+        for found in batch.doc_slices().map_err(failed)? {
+            let Some(found) = found.ok().and_then(|value| value.as_document()) else { continue };
+            puts.extend(patch_one(place, found, by_id)?);
+        }
+        refused.extend(put(writers, place, puts, stop).await?);
+    }
+    Ok(())
+}
+
+fn patch_one(
+    place: &Place,
+    found: &RawDocument,
+    by_id: &mut HashMap<IdKey, Vec<RawDocumentBuf>>,
+) -> Result<Option<RawDocumentBuf>, Stopped<ApplyError>> {
+    let diffs = document::id(found).and_then(|id| by_id.remove(&IdKey::new(id)));
+    let Some(diffs) = diffs else { return Ok(None) };
+    let collection = place.namespace.to_string();
+    patched(found.to_owned(), &diffs)
+        .map(Some)
+        .map_err(|source| Stopped::Failed(ApplyError::Diff { collection, source }))
+}

@@ -1,0 +1,426 @@
+//! Carrying out definitions: collections, views and indexes come, change their names and go, on the target and in the
+//! catalogue together. In a tolerant window any of it may have been done already.
+
+use bson::{Document, Uuid};
+
+use super::apply::{Applier, ApplyError};
+use super::plan::{CollectionChange, Definition};
+use crate::catalogue::{Collection, Spec, View};
+use crate::namespace::Namespace;
+use crate::retry::Stopped;
+use crate::stop::Stop;
+
+type Outcome = Result<(), Stopped<ApplyError>>;
+
+/// Names of collections that are out of the way for a moment begin with this; they are hidden from deltas and lists.
+pub const STAGING_PREFIX: &str = "snapsync_tmp_";
+
+fn diverged(what: String) -> Stopped<ApplyError> {
+    Stopped::Failed(ApplyError::Diverged { what })
+}
+
+impl Applier {
+    /// Carries out one definition.
+    pub(super) async fn define(
+        &self,
+        definition: Definition,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
+        match definition {
+            Definition::Collection { uuid, change } => {
+                self.define_collection(uuid, change, tolerant, stop).await
+            }
+            Definition::PutView { view, definition } => self.put_view(view, definition, stop).await,
+            Definition::DropView { view } => self.drop_view(&view, stop).await,
+            Definition::DropViews { database } => {
+                let views: Vec<Namespace> = self.store.read().views.keys().cloned().collect();
+                for view in views.iter().filter(|view| view.database == database) {
+                    self.drop_view(view, stop).await?;
+                }
+                Ok(())
+            }
+            Definition::DropDatabase { database } => self.drop_database(&database, stop).await,
+        }
+    }
+
+    async fn define_collection(
+        &self,
+        uuid: Uuid,
+        change: CollectionChange,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
+        match change {
+            CollectionChange::Create { name, options } => {
+                self.create(uuid, name, options, tolerant, stop).await
+            }
+            CollectionChange::Drop => self.drop_followed(uuid, stop).await,
+            CollectionChange::Rename { from, to, drop_target } => {
+                if let Some(dropped) = drop_target {
+                    self.drop_followed(dropped, stop).await?;
+                }
+                self.rename(uuid, &from, to, tolerant, stop).await
+            }
+            CollectionChange::Modify { changes } => self.modify(uuid, changes, stop).await,
+            CollectionChange::CreateIndexes { specs } => {
+                self.create_indexes(uuid, specs, stop).await
+            }
+            CollectionChange::DropIndex { name } => self.drop_index(uuid, &name, stop).await,
+        }
+    }
+
+    async fn create(
+        &self,
+        uuid: Uuid,
+        source: Namespace,
+        mut options: Document,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
+        let target = self.selection.target_of(&source);
+        if self.store.read().collections.contains_key(&uuid) {
+            // Listed or created before: only its name may have been another at that time.
+            return self.place_at(uuid, source, target, tolerant, stop).await;
+        }
+        self.clear_name(&target, tolerant, stop).await?;
+        let id_index = match options.remove("idIndex") {
+            Some(bson::Bson::Document(spec)) => Some(spec),
+            // The server leaves it out for an index of the old version.
+            _ if !options.contains_key("clusteredIndex") && !options.contains_key("timeseries") => {
+                Some(bson::doc! { "v": 1, "key": { "_id": 1 }, "name": "_id_" })
+            }
+            _ => None,
+        };
+        let made = self.definer.create(&target, &options, id_index.as_ref(), stop).await?;
+        let target_uuid = match made {
+            Some(made) => made,
+            None => self.adopt(&target, tolerant, stop).await?,
+        };
+        let collection = Collection {
+            source,
+            target,
+            target_uuid: Some(target_uuid),
+            options: Spec(options),
+            id_index: id_index.map(Spec),
+            indexes: Default::default(),
+        };
+        self.store.change(|catalogue| catalogue.collections.insert(uuid, collection));
+        Ok(())
+    }
+
+    /// A collection that is there already was made by the run that was cut short, if one was.
+    async fn adopt(
+        &self,
+        target: &Namespace,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Result<Uuid, Stopped<ApplyError>> {
+        let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
+        match found {
+            Some(uuid) if tolerant => Ok(uuid),
+            _ => Err(diverged(format!(
+                "{target} was created on the source, but the target has something of that name \
+                 that snapsync did not make"
+            ))),
+        }
+    }
+
+    /// Moves whatever followed collection has this name on the target out of the way: a later entry of the window gave
+    /// it the name before the run that was cut short.
+    async fn clear_name(&self, target: &Namespace, tolerant: bool, stop: &Stop) -> Outcome {
+        let Some(other) = self.store.read().at_target(target) else { return Ok(()) };
+        if !tolerant {
+            return Err(diverged(format!(
+                "{target} is taken by another collection that is followed"
+            )));
+        }
+        let aside = Namespace::new(&target.database, format!("{STAGING_PREFIX}{other}"));
+        self.definer.rename(target, &aside, stop).await?;
+        self.store.change(|catalogue| {
+            if let Some(collection) = catalogue.collections.get_mut(&other) {
+                collection.target = aside;
+            }
+        });
+        Ok(())
+    }
+
+    async fn drop_followed(&self, uuid: Uuid, stop: &Stop) -> Outcome {
+        let found = self.store.read().collections.get(&uuid).cloned();
+        let Some(collection) = found else { return Ok(()) };
+        if let Some(target_uuid) = collection.target_uuid {
+            self.definer.drop_collection(&collection.target, target_uuid, stop).await?;
+        }
+        self.store.change(|catalogue| catalogue.collections.remove(&uuid));
+        Ok(())
+    }
+
+    async fn rename(
+        &self,
+        uuid: Uuid,
+        from: &Namespace,
+        to: Namespace,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
+        if self.store.read().collections.contains_key(&uuid) {
+            if self.selection.includes(&to) {
+                let target = self.selection.target_of(&to);
+                return self.place_at(uuid, to, target, tolerant, stop).await;
+            }
+            return self.drop_followed(uuid, stop).await;
+        }
+        if self.selection.includes(&to) && !self.selection.includes(from) {
+            return Err(diverged(format!(
+                "{from} was renamed to {to}, into the selection, and has never been copied"
+            )));
+        }
+        // Dropped before it was listed: its drop follows.
+        Ok(())
+    }
+
+    /// Gives a followed collection this name on the target.
+    async fn place_at(
+        &self,
+        uuid: Uuid,
+        source: Namespace,
+        target: Namespace,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
+        let found = self.store.read().collections.get(&uuid).cloned();
+        let Some(collection) = found else { return Ok(()) };
+        if collection.target != target {
+            self.clear_name(&target, tolerant, stop).await?;
+            if collection.target_uuid.is_some() {
+                self.definer.rename(&collection.target, &target, stop).await?;
+            }
+        }
+        let found = self.definer.find(&target, stop).await?.and_then(|listed| listed.uuid);
+        self.store.change(|catalogue| {
+            if let Some(collection) = catalogue.collections.get_mut(&uuid) {
+                // A rename across databases makes a collection of its own.
+                collection.target_uuid = collection.target_uuid.and(found);
+                collection.source = source;
+                collection.target = target;
+            }
+        });
+        Ok(())
+    }
+
+    async fn modify(&self, uuid: Uuid, changes: Document, stop: &Stop) -> Outcome {
+        let found = self.store.read().collections.get(&uuid).cloned();
+        let Some(mut collection) = found else { return Ok(()) };
+        let indexes_built = self.store.read().indexes_built;
+        let immediate = note_modification(&mut collection, &changes, indexes_built);
+        if !immediate.is_empty() && collection.target_uuid.is_some() {
+            let name = &collection.target;
+            let stored = name.collection.strip_prefix("system.buckets.");
+            let name = Namespace::new(&name.database, stored.unwrap_or(&name.collection));
+            self.definer.modify(&name, &immediate, stop).await?;
+        }
+        self.store.change(|catalogue| catalogue.collections.insert(uuid, collection));
+        Ok(())
+    }
+
+    async fn create_indexes(&self, uuid: Uuid, specs: Vec<Document>, stop: &Stop) -> Outcome {
+        let Some((_, place)) = self.locate(uuid) else { return Ok(()) };
+        let indexes_built = self.store.change(|catalogue| {
+            if let Some(collection) = catalogue.collections.get_mut(&uuid) {
+                for spec in &specs {
+                    if let Ok(name) = spec.get_str("name") {
+                        collection.indexes.insert(name.to_owned(), Spec(spec.clone()));
+                    }
+                }
+            }
+            catalogue.indexes_built
+        });
+        if indexes_built {
+            self.definer.create_indexes(&place, &specs, stop).await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_index(&self, uuid: Uuid, name: &str, stop: &Stop) -> Outcome {
+        let Some((collection, _)) = self.locate(uuid) else { return Ok(()) };
+        let indexes_built = self.store.change(|catalogue| {
+            if let Some(collection) = catalogue.collections.get_mut(&uuid) {
+                collection.indexes.remove(name);
+            }
+            catalogue.indexes_built
+        });
+        if indexes_built {
+            self.definer.drop_index(&collection.target, name, stop).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_view(&self, source: Namespace, mut definition: Document, stop: &Stop) -> Outcome {
+        let target = self.selection.target_of(&source);
+        if let Ok(on) = definition.get_str("viewOn") {
+            let on = self.selection.target_of(&Namespace::new(&source.database, on));
+            definition.insert("viewOn", on.collection);
+        }
+        self.definer.put_view(&target, &definition, stop).await?;
+        let view = View { target, definition: Spec(definition) };
+        self.store.change(|catalogue| catalogue.views.insert(source, view));
+        Ok(())
+    }
+
+    async fn drop_view(&self, source: &Namespace, stop: &Stop) -> Outcome {
+        let found = self.store.read().views.get(source).cloned();
+        let Some(view) = found else { return Ok(()) };
+        self.definer.drop_view(&view.target, stop).await?;
+        self.store.change(|catalogue| catalogue.views.remove(source));
+        Ok(())
+    }
+
+    /// The collections of the database were dropped one by one before. What is left on the target is dropped only if
+    /// nothing but empty system collections is.
+    async fn drop_database(&self, source: &str, stop: &Stop) -> Outcome {
+        let (uuids, views): (Vec<Uuid>, Vec<Namespace>) = {
+            let catalogue = self.store.read();
+            let collections = catalogue.collections.iter();
+            let followed = collections.filter(|(_, found)| found.source.database == source);
+            let views = catalogue.views.keys().filter(|view| view.database == source);
+            (followed.map(|(uuid, _)| *uuid).collect(), views.cloned().collect())
+        };
+        for uuid in uuids {
+            self.drop_followed(uuid, stop).await?;
+        }
+        for view in views {
+            self.drop_view(&view, stop).await?;
+        }
+        let target = self.selection.target_of(&Namespace::new(source, "any")).database;
+        let still_used = self.store.read().target_databases().contains(&target);
+        let left = self.definer.list(&target, stop).await?;
+        let foreign = left.iter().any(|entry| entry.namespace.collection != "system.views");
+        if !left.is_empty() && !still_used && !foreign {
+            self.definer.drop_database(&target, stop).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Notes a collMod in the catalogue; returns what of it is to be done on the target now. What expires documents is held
+/// back, and indexes that are not built yet are only noted.
+fn note_modification(
+    collection: &mut Collection,
+    changes: &Document,
+    indexes_built: bool,
+) -> Document {
+    let mut immediate = Document::new();
+    for (key, value) in changes {
+        match (key.as_str(), value) {
+            ("index", bson::Bson::Document(change)) => {
+                let change = note_index(collection, change);
+                if indexes_built && change.len() > 1 {
+                    immediate.insert("index", change);
+                }
+            }
+            ("expireAfterSeconds", bson::Bson::String(_)) => {
+                collection.options.0.remove(key);
+                immediate.insert(key, value.clone());
+            }
+            ("expireAfterSeconds", _) => {
+                let expired_before = collection.options.0.contains_key(key);
+                collection.options.0.insert(key, value.clone());
+                if !expired_before {
+                    let never = i64::from(crate::target::definitions::NEVER_EXPIRES);
+                    immediate.insert(key, never);
+                }
+            }
+            ("cappedSize", _) => {
+                collection.options.0.insert("size", value.clone());
+                immediate.insert(key, value.clone());
+            }
+            ("cappedMax", _) => {
+                collection.options.0.insert("max", value.clone());
+                immediate.insert(key, value.clone());
+            }
+            _ => {
+                collection.options.0.insert(key, value.clone());
+                immediate.insert(key, value.clone());
+            }
+        }
+    }
+    immediate
+}
+
+/// Notes a change of an index; returns the change as it is made on the target now.
+fn note_index(collection: &mut Collection, change: &Document) -> Document {
+    let by_name = change.get_str("name").ok();
+    let by_key = change.get_document("keyPattern").ok();
+    let mut immediate = change.clone();
+    let spec = collection.indexes.iter_mut().find(|(name, spec)| {
+        by_name == Some(name.as_str())
+            || by_key.is_some_and(|key| spec.0.get_document("key").is_ok_and(|found| found == key))
+    });
+    if let Some((_, spec)) = spec {
+        for (key, value) in
+            change.iter().filter(|(key, _)| !matches!(key.as_str(), "name" | "keyPattern"))
+        {
+            match (key.as_str(), value) {
+                // Stated only when set.
+                ("hidden" | "prepareUnique", bson::Bson::Boolean(false)) => {
+                    spec.0.remove(key);
+                }
+                ("unique", _) => {
+                    spec.0.insert("unique", true);
+                    spec.0.remove("prepareUnique");
+                }
+                _ => {
+                    spec.0.insert(key, value.clone());
+                }
+            }
+        }
+        if change.contains_key("expireAfterSeconds") {
+            immediate.insert("expireAfterSeconds", crate::target::definitions::NEVER_EXPIRES);
+        }
+    }
+    immediate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::doc;
+
+    fn collection() -> Collection {
+        Collection {
+            source: Namespace::new("a", "b"),
+            target: Namespace::new("a", "b"),
+            target_uuid: None,
+            options: Spec::default(),
+            id_index: None,
+            indexes: [("x_1".to_owned(), Spec(doc! { "key": { "x": 1 }, "name": "x_1" }))].into(),
+        }
+    }
+
+    #[test]
+    fn a_validator_is_noted_and_set() {
+        let mut collection = collection();
+        let changes = doc! { "validator": { "a": 1 }, "validationLevel": "off" };
+        assert_eq!(note_modification(&mut collection, &changes, true), changes);
+        assert_eq!(collection.options.0, changes);
+    }
+
+    #[test]
+    fn an_index_that_is_not_built_yet_is_only_noted() {
+        let mut collection = collection();
+        let changes = doc! { "index": { "name": "x_1", "hidden": true } };
+        assert_eq!(note_modification(&mut collection, &changes, false), doc! {});
+        assert_eq!(collection.indexes["x_1"].0.get_bool("hidden"), Ok(true));
+        assert_eq!(note_modification(&mut collection, &changes, true), changes);
+    }
+
+    #[test]
+    fn expiry_is_noted_and_held_back() {
+        let mut collection = collection();
+        let changes = doc! { "index": { "keyPattern": { "x": 1 }, "expireAfterSeconds": 5_i64 } };
+        let now = note_modification(&mut collection, &changes, true);
+        let never = crate::target::definitions::NEVER_EXPIRES;
+        assert_eq!(now.get_document("index").unwrap().get_i32("expireAfterSeconds"), Ok(never));
+        assert_eq!(collection.indexes["x_1"].0.get_i64("expireAfterSeconds"), Ok(5));
+    }
+}

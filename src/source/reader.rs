@@ -1,0 +1,113 @@
+//! The tail as a task: reads the oplog for as long as it is wanted, over every outage of the source, into a short queue.
+
+use mongodb::raw_batch_cursor::RawBatch;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::tail::{Tail, TailError, check_held, last_optime};
+use crate::mongo::Deployment;
+use crate::position::OpTime;
+use crate::retry::{Backoff, Outage};
+use crate::stop::Stop;
+
+/// Fetches (up to 16 MiB each) that wait to be taken, at the most.
+const QUEUE: usize = 2;
+
+/// What the tail delivers.
+#[derive(Debug)]
+pub enum Fetched {
+    /// Entries in order. None in it: the reader has everything that was majority-committed when it was asked.
+    Entries(RawBatch),
+    /// The source's oplog no longer holds what comes next. Nothing follows.
+    Lost(TailError),
+}
+
+/// A running tail.
+#[derive(Debug)]
+pub struct Reader {
+    queue: mpsc::Receiver<Fetched>,
+    task: JoinHandle<()>,
+    stop: Stop,
+}
+
+impl Reader {
+    /// Begins reading at `from`, inclusive: the first entry delivered is that one.
+    #[must_use]
+    pub fn start(source: Deployment, from: OpTime, stop: &Stop) -> Self {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let stop = stop.child();
+        let task = tokio::spawn(read(source, from, sender, stop.clone()));
+        Self { queue, task, stop }
+    }
+
+    /// The next fetch; `None` once the tail has ended.
+    pub async fn next(&mut self) -> Option<Fetched> {
+        self.queue.recv().await
+    }
+
+    /// The next fetch, if it is here already.
+    pub fn try_next(&mut self) -> Option<Fetched> {
+        self.queue.try_recv().ok()
+    }
+
+    /// Ends the tail and waits until its cursor is closed.
+    pub async fn finish(self) {
+        self.stop.request();
+        drop(self.queue);
+        if let Err(panic) = self.task.await {
+            tracing::error!("internal error: the tail failed: {panic}");
+        }
+    }
+}
+
+async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched>, stop: Stop) {
+    let mut backoff = Backoff::reconnect();
+    let mut outage = Outage::new(source.side);
+    loop {
+        // Begun anew after every failure, at the last entry delivered, which has to be there still.
+        let error = match read_until_failure(&source, &mut last, &sender, &stop, || {
+            backoff = Backoff::reconnect();
+            outage = Outage::new(source.side);
+        })
+        .await
+        {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        match error {
+            lost @ TailError::Lost { .. } => {
+                // If nobody takes it any more, nobody wants to know.
+                let _nobody = sender.send(Fetched::Lost(lost)).await;
+                return;
+            }
+            TailError::Call(error) => outage.report(&error),
+        }
+        if stop.sleep(backoff.next_delay()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_until_failure(
+    source: &Deployment,
+    last: &mut OpTime,
+    sender: &mpsc::Sender<Fetched>,
+    stop: &Stop,
+    mut reached: impl FnMut(),
+) -> Result<(), TailError> {
+    check_held(source, *last).await?;
+    let mut tail = Tail::open(source, *last).await?;
+    loop {
+        let batch = tokio::select! {
+            () = stop.requested() => return Ok(()),
+            batch = tail.next() => batch?,
+        };
+        reached();
+        if let Some(newest) = last_optime(&batch) {
+            *last = newest;
+        }
+        if sender.send(Fetched::Entries(batch)).await.is_err() {
+            return Ok(());
+        }
+    }
+}

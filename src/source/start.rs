@@ -1,0 +1,64 @@
+//! Where to begin, so that nothing is lost.
+//!
+//! The start optime T0 is the newest *majority-committed* optime, taken before anything is listed: every other "now" a
+//! server offers may lie beyond a hole in the oplog, an entry that gets its place before and its contents after. An entry
+//! of a transaction that was prepared before T0 and commits after it lies before T0 as well, so reading begins at the
+//! oldest of those, and applying after T0.
+
+use bson::doc;
+
+use crate::mongo::{Deployment, Error, Hello, cursor_documents};
+use crate::position::{OpTime, Ts};
+use crate::source::tail;
+
+/// A moment to copy from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// T0: entries after this are applied.
+    pub apply_after: OpTime,
+    /// Wall time of T0 in milliseconds since 1970.
+    pub wall_ms: i64,
+    /// Where reading begins: T0, or the first entry of the oldest prepared transaction.
+    pub read_from: OpTime,
+}
+
+/// Chooses a moment on the source's primary.
+///
+/// # Errors
+/// A call failed, or the oplog no longer holds the beginning of a prepared transaction.
+pub async fn choose(source: &Deployment) -> Result<Start, Error> {
+    let hello = Hello::ask(source).await?;
+    let (apply_after, wall_ms) = hello.majority_optime(source)?;
+    let mut read_from = apply_after;
+    if let Some(oldest) = oldest_prepared(source).await?
+        && oldest < apply_after.ts
+    {
+        read_from = tail::first_at_or_after(source, oldest).await?.ok_or_else(|| {
+            let action = "find the beginning of a prepared transaction";
+            Error::other(source.side, action, "the oplog no longer holds it")
+        })?;
+    }
+    Ok(Start { apply_after, wall_ms, read_from })
+}
+
+/// The newest majority-committed optime and its wall time in milliseconds since 1970.
+///
+/// # Errors
+/// The call failed.
+pub async fn majority_optime(source: &Deployment) -> Result<(OpTime, i64), Error> {
+    Hello::ask(source).await?.majority_optime(source)
+}
+
+async fn oldest_prepared(source: &Deployment) -> Result<Option<Ts>, Error> {
+    let action = "look for prepared transactions";
+    let command = doc! {
+        "find": "transactions",
+        "filter": { "state": "prepared" },
+        "projection": { "startOpTime": 1 },
+    };
+    let documents = cursor_documents(source, "config", action, command).await?;
+    let times = documents.iter().filter_map(|transaction| {
+        transaction.get_document("startOpTime").ok()?.get_timestamp("ts").ok()
+    });
+    Ok(times.map(Ts::from).min())
+}

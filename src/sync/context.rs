@@ -1,0 +1,159 @@
+//! What all acts of a migration share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::phase::{Event, Phase};
+use super::record::RecordStore;
+use super::watch::Standing;
+use crate::config::Config;
+use crate::copy::Pace;
+use crate::exit::{Code, Exit};
+use crate::mongo::{Deployment, Version};
+use crate::retry::Stopped;
+use crate::state::StateError;
+use crate::state::catalogue::CatalogueStore;
+use crate::status::{State, StatusBoard, WallTime};
+use crate::target::definitions::Definer;
+use crate::target::writers::Writers;
+use crate::telemetry::events;
+
+/// Why an act ended before its time.
+#[derive(Debug)]
+pub enum Interrupted {
+    /// Asked to stop.
+    Stop,
+    /// A person is needed; the state stays halted.
+    Halt {
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The program ends; a restart may mend it.
+    Exit(Exit),
+}
+
+impl From<StateError> for Interrupted {
+    fn from(error: StateError) -> Self {
+        Self::Exit(error.into())
+    }
+}
+
+impl From<Exit> for Interrupted {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+impl From<crate::stop::StopRequested> for Interrupted {
+    fn from(_: crate::stop::StopRequested) -> Self {
+        Self::Stop
+    }
+}
+
+impl From<Stopped<crate::mongo::Error>> for Interrupted {
+    fn from(stopped: Stopped<crate::mongo::Error>) -> Self {
+        match stopped {
+            Stopped::Stop => Self::Stop,
+            Stopped::Failed(error) => Self::from(error),
+        }
+    }
+}
+
+/// The server's error for a write under a number lower than one it has seen: another daemon has fenced this one off.
+const TRANSACTION_TOO_OLD: i32 = 225;
+
+impl From<crate::mongo::Error> for Interrupted {
+    fn from(error: crate::mongo::Error) -> Self {
+        use crate::mongo::Failure;
+        match error.failure {
+            Failure::Disk => Self::Exit(Exit::new(Code::Disk, error.to_string())),
+            Failure::Server(TRANSACTION_TOO_OLD) => {
+                let text = format!("{error}: another daemon has taken over");
+                Self::Exit(Exit::new(Code::Held, text))
+            }
+            Failure::Privilege | Failure::Authentication => Self::Halt {
+                reason: error.to_string(),
+                remedy: "run `snapsync check`, grant what is missing, then `snapsync resume`"
+                    .into(),
+            },
+            _ => Self::Halt {
+                reason: error.to_string(),
+                remedy: "see the journal; mend the cause, then `snapsync resume`".into(),
+            },
+        }
+    }
+}
+
+/// What all acts share.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The configuration in force.
+    pub config: Arc<Config>,
+    /// Read from.
+    pub source: Deployment,
+    /// Version of the source.
+    pub source_version: Version,
+    /// Written to, by connections that carry this run's name.
+    pub target: Deployment,
+    /// Definitions on the target.
+    pub definer: Definer,
+    /// Document writes on the target.
+    pub writers: Writers,
+    /// The small, ever-changing part of the durable state.
+    pub records: Arc<RecordStore>,
+    /// The large, rarely changing part.
+    pub catalogue: Arc<CatalogueStore>,
+    /// What is told.
+    pub board: StatusBoard,
+    /// Where source and target stand.
+    pub standing: Standing,
+    /// Limit of the copy.
+    pub pace: Arc<Pace>,
+}
+
+impl Context {
+    /// Where the spool is.
+    #[must_use]
+    pub fn spool_directory(&self) -> PathBuf {
+        self.config.state.directory.join("spool")
+    }
+
+    /// Moves the migration on: durably, then on the board and in the log.
+    ///
+    /// # Errors
+    /// The disk, or an event that makes no sense now (a defect).
+    pub fn happen(&self, event: Event) -> Result<Phase, Interrupted> {
+        let before = self.records.get().phase;
+        let phase = before
+            .next(event)
+            .map_err(|error| Interrupted::Exit(Exit::new(Code::Internal, error.to_string())))?;
+        self.records.change(|record| {
+            record.phase = phase.clone();
+            record.since_ms = WallTime::now().as_ms();
+        })?;
+        self.show(&phase);
+        Ok(phase)
+    }
+
+    /// Puts a phase on the board and into the log.
+    pub fn show(&self, phase: &Phase) {
+        let before = self.board.state();
+        let state = phase.state();
+        let reason = match phase {
+            Phase::Halted { reason, remedy, .. } => {
+                events::halted(reason, remedy);
+                Some(format!("{reason}; {remedy}"))
+            }
+            _ => None,
+        };
+        self.board.enter(state, reason.clone());
+        if before != state {
+            events::state_changed(before, state, reason.as_deref());
+        }
+        if state == State::Live {
+            events::live(self.board.lag_seconds().unwrap_or(0.0));
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The act of copying: choose the moment, list, make room, create, copy; with the oplog going to the spool meanwhile.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::context::{Context, Interrupted};
+use super::phase::Event;
+use super::spooling::Spooler;
+use crate::config::OnExistingData;
+use crate::copy::{Copier, Counters, ProgressStore, prepare};
+use crate::exit::{Code, Exit};
+use crate::mongo::Error;
+use crate::namespace::Namespace;
+use crate::replay::window::ResumePoint;
+use crate::retry::until_reached;
+use crate::source::{catalog, start};
+use crate::spool::{SpoolError, SpoolLimits, SpoolWriter, free_space_limit};
+use crate::state::catalogue::CatalogueStore;
+use crate::status::CopyProgress;
+use crate::stop::Stop;
+use crate::telemetry::events;
+
+/// How often the progress is shown, and how often it is logged, in rounds of that.
+const SHOW_EVERY: Duration = Duration::from_millis(500);
+const LOG_EVERY: u32 = 10;
+
+/// Chooses the moment to copy from and what to copy, and makes both durable. Nothing has been written to the target yet.
+///
+/// # Errors
+/// [`Interrupted`]; in the end of existing data in the way, with nothing written.
+pub async fn begin(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    if context.records.get().resume.is_some() {
+        return Ok(());
+    }
+    let source = &context.source;
+    let selection = &context.config.sync.selection;
+    // The moment first, then the listing: whatever changes in between is told by the oplog.
+    let start = until_reached(source.side, stop, || start::choose(source)).await?;
+    let list = || catalog::read(source, context.source_version, selection);
+    let catalogue = until_reached(source.side, stop, list).await?;
+    let names: Vec<Namespace> =
+        catalogue.collections.values().map(|collection| collection.source.clone()).collect();
+    selection.check_collisions(&names).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Interrupted::Exit(Exit::new(Code::Config, errors.join("; ")))
+    })?;
+    let collections = catalogue.collections.values().map(|collection| collection.target.clone());
+    let views = catalogue.views.values().map(|view| view.target.clone());
+    make_room(context, &collections.chain(views).collect(), stop).await?;
+    context.catalogue.change(|stored| *stored = catalogue);
+    context.catalogue.save()?;
+    let resume = ResumePoint {
+        applied: start.apply_after,
+        wall_ms: start.wall_ms,
+        read_from: start.read_from,
+    };
+    context.records.change(|record| record.resume = Some(resume))?;
+    Ok(())
+}
+
+/// Refuses, or removes, what snapsync did not write.
+async fn make_room(
+    context: &Context,
+    mapped: &BTreeSet<Namespace>,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    let target = &context.target;
+    let selection = &context.config.sync.selection;
+    let look = || prepare::existing(target, selection, mapped);
+    let existing = until_reached(target.side, stop, look).await?;
+    if existing.is_empty() {
+        return Ok(());
+    }
+    match context.config.target.on_existing_data {
+        OnExistingData::Refuse => Err(Interrupted::Exit(existing_data(&existing))),
+        OnExistingData::Drop => {
+            Ok(prepare::drop_existing(&context.definer, &existing, stop).await?)
+        }
+    }
+}
+
+/// The refusal of a target that is not empty.
+#[must_use]
+pub fn existing_data(existing: &[crate::mongo::Listed]) -> Exit {
+    const NAMED_MAX: usize = 5;
+    let names: Vec<String> =
+        existing.iter().take(NAMED_MAX).map(|entry| entry.namespace.to_string()).collect();
+    let more = existing.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Exit::new(
+        Code::Config,
+        format!(
+            "the target is not empty: {}{more} hold data that snapsync did not write; empty them, \
+             leave them out of sync.include, or set target.on_existing_data = \"drop\"",
+            names.join(", ")
+        ),
+    )
+}
+
+/// Opens the spool. What an earlier run left that does not reach the resume point is of no use and is removed.
+///
+/// # Errors
+/// The disk.
+pub fn open_spool(context: &Context) -> Result<SpoolWriter, Interrupted> {
+    let directory = context.spool_directory();
+    tokio::task::block_in_place(|| {
+        let configured = context.config.spool.max_bytes.unwrap_or(0);
+        crate::durable::create_dir_all_durable(&directory).map_err(SpoolError::from)?;
+        let max_bytes = free_space_limit(&directory, configured).map_err(SpoolError::from)?;
+        let limits = SpoolLimits::new(max_bytes);
+        let (mut writer, held) = SpoolWriter::open(&directory, limits)?;
+        let read_from = context.records.get().resume.unwrap_or_default().read_from;
+        if held.is_some_and(|held| held.first > read_from || held.last < read_from) {
+            writer.remove_all()?;
+        }
+        Ok(writer)
+    })
+}
+
+/// Begins to spool the oplog, from where the spool of an earlier run ends or from the resume point.
+///
+/// # Errors
+/// The disk.
+pub fn spool(context: &Context, stop: &Stop) -> Result<Spooler, Interrupted> {
+    let writer = open_spool(context)?;
+    let resume = context.records.get().resume.unwrap_or_default();
+    Ok(Spooler::start(context.source.clone(), writer, resume.read_from, stop))
+}
+
+impl From<SpoolError> for Interrupted {
+    fn from(error: SpoolError) -> Self {
+        Self::Exit(Exit::new(Code::Disk, error.to_string()))
+    }
+}
+
+/// Copies everything and moves on to catching up.
+///
+/// # Errors
+/// [`Interrupted`]: what has been copied stays copied.
+pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(), Interrupted> {
+    let began = Instant::now();
+    prepare::create_all(&context.definer, &context.catalogue, stop).await?;
+    let copier = copier(context)?;
+    let counters = copier.counters.clone();
+    let collections = context.catalogue.read().collections.len();
+    events::copy_started(collections, &CopyProgress::default());
+    let copy_stop = stop.child();
+    let showing = tokio::spawn(show(context.clone(), counters.clone(), began, copy_stop.child()));
+    let mut run = std::pin::pin!(copier.run(&copy_stop));
+    let outcome = tokio::select! {
+        outcome = &mut run => outcome.map_err(Interrupted::from),
+        failure = spool_failure(spooler) => {
+            // The copy ends its batches in hand; only then is it over.
+            copy_stop.request();
+            let _interrupted = run.await;
+            Err(failure)
+        }
+    };
+    copy_stop.request();
+    if let Err(panic) = showing.await {
+        tracing::error!("internal error: {panic}");
+    }
+    outcome?;
+    // Everything was read with majority concern, so nothing read lies after this.
+    let source = &context.source;
+    let ask = || start::majority_optime(source);
+    let (end, _wall) = until_reached(source.side, stop, ask).await?;
+    let progress = progress(&counters, began, true);
+    context.board.update(|status| status.copy = progress);
+    events::copy_finished(&progress, began.elapsed());
+    context.happen(Event::Copied { consistent_from: end.ts })?;
+    Ok(())
+}
+
+fn copier(context: &Context) -> Result<Copier, Interrupted> {
+    let resume = context.records.get().resume.unwrap_or_default();
+    let progress = ProgressStore::open(context.config.state.directory.join("copy.json"))
+        .map_err(|error: Error| Interrupted::from(error))?;
+    Ok(Copier {
+        source: context.source.clone(),
+        definer: context.definer.clone(),
+        writers: context.writers.clone(),
+        catalogue: context.catalogue.clone(),
+        after: resume.applied.ts,
+        workers: context.config.copy_workers(),
+        pace: context.pace.clone(),
+        progress: Arc::new(progress),
+        counters: Arc::new(Counters::default()),
+    })
+}
+
+/// Waits until the spool fails, if it ever does.
+async fn spool_failure(spooler: &Spooler) -> Interrupted {
+    loop {
+        tokio::time::sleep(SHOW_EVERY).await;
+        if let Err(error) = spooler.check() {
+            return super::following::feed_failure(&error);
+        }
+    }
+}
+
+async fn show(context: Context, counters: Arc<Counters>, began: Instant, stop: Stop) {
+    let mut round = 0_u32;
+    while stop.sleep(SHOW_EVERY).await.is_ok() {
+        let progress = progress(&counters, began, false);
+        context.board.update(|status| {
+            status.copy = progress;
+            status.totals.documents_copied = progress.documents;
+            status.totals.bytes_copied = progress.bytes;
+        });
+        round += 1;
+        if round % LOG_EVERY == 0 {
+            events::copy_progress(&progress);
+        }
+    }
+}
+
+fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress {
+    let (copied, total) = (counters.copied(), counters.total());
+    let elapsed = began.elapsed().as_secs_f64();
+    let left = total.bytes.saturating_sub(copied.bytes);
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate for people; `as` saturates"
+    )]
+    let eta = (copied.bytes > 0).then(|| (left as f64 * elapsed / copied.bytes as f64) as u64);
+    CopyProgress {
+        documents: copied.documents,
+        documents_total: total.documents.max(copied.documents),
+        bytes: copied.bytes,
+        bytes_total: total.bytes.max(copied.bytes),
+        eta_seconds: if complete { Some(0) } else { eta },
+        complete,
+    }
+}
+
+/// Where a catalogue is kept in the state directory.
+///
+/// # Errors
+/// A damaged file.
+pub fn open_catalogue(directory: &std::path::Path) -> Result<CatalogueStore, Exit> {
+    Ok(CatalogueStore::open(directory.join("catalogue.json"))?)
+}

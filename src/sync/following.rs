@@ -1,0 +1,272 @@
+//! The act of following: window after window, first from the spool, then live. The order of writes is the promise:
+//! intent durable → the window's writes majority-acknowledged → catalogue and resume point durable → memory → report.
+
+use std::time::{Duration, Instant};
+
+use super::context::{Context, Interrupted};
+use super::feed::{Feed, FeedError};
+use super::indexing;
+use super::phase::{Event, Phase};
+use crate::exit::{Code, Exit};
+use crate::position::Ts;
+use crate::replay::apply::{Applier, ApplyError};
+use crate::replay::window::{Window, WindowBuilder};
+use crate::retry::Stopped;
+use crate::source::tail::TailError;
+use crate::status::{State, WallTime, WindowReport};
+use crate::stop::Stop;
+
+/// The part of the memory that a window may take: its documents are copied into commands, and the driver copies those.
+const WINDOW_SHARE: u64 = 6;
+/// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
+const GATHER_BEHIND: Duration = Duration::from_secs(5);
+
+/// What an oplog that cannot be read means.
+#[must_use]
+pub fn feed_failure(error: &FeedError) -> Interrupted {
+    match error {
+        FeedError::Tail(TailError::Lost { .. }) => Interrupted::Halt {
+            reason: format!("the resume point is no longer in the source's oplog: {error}"),
+            remedy:
+                "the target cannot be brought level by replay any more: stop the service, remove \
+                     the state directory, and start again with target.on_existing_data = \"drop\" \
+                     to copy anew; then give the source a larger oplog"
+                    .into(),
+        },
+        FeedError::Spool(error) => Interrupted::Exit(Exit::new(Code::Disk, error.to_string())),
+        error => Interrupted::Exit(Exit::new(Code::Internal, error.to_string())),
+    }
+}
+
+impl From<Stopped<ApplyError>> for Interrupted {
+    fn from(stopped: Stopped<ApplyError>) -> Self {
+        match stopped {
+            Stopped::Stop => Self::Stop,
+            Stopped::Failed(ApplyError::Call(error)) => error.into(),
+            Stopped::Failed(error) => Self::Halt {
+                reason: error.to_string(),
+                remedy: "find out what else writes to the target; see docs/limits.md".into(),
+            },
+        }
+    }
+}
+
+/// Follows the source for as long as it may.
+#[derive(Debug)]
+pub struct Follower {
+    context: Context,
+    applier: Applier,
+    builder: WindowBuilder,
+    /// Until here the target may hold newer state than the window knows.
+    tolerant_until: Ts,
+    /// The first window after a start goes at least to here: it was begun before.
+    reach: Ts,
+}
+
+impl Follower {
+    /// Goes on from the durable resume point.
+    #[must_use]
+    pub fn new(context: Context) -> Self {
+        let record = context.records.get();
+        let resume = record.resume.unwrap_or_default();
+        let consistent_from = record.phase.consistent_from().unwrap_or_default();
+        let intent = record.intent.unwrap_or_default();
+        let applier = Applier {
+            definer: context.definer.clone(),
+            writers: context.writers.clone(),
+            store: context.catalogue.clone(),
+            selection: context.config.sync.selection.clone(),
+            workers: context.config.replay_workers(),
+        };
+        let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
+        context.standing.resumes_at(resume, false);
+        Self {
+            context,
+            applier,
+            builder,
+            tolerant_until: consistent_from.max(intent),
+            reach: intent,
+        }
+    }
+
+    /// Follows until interrupted.
+    ///
+    /// # Errors
+    /// [`Interrupted`], always: following has no end of its own.
+    pub async fn run(mut self, mut feed: Feed, stop: &Stop) -> Interrupted {
+        loop {
+            match self.step(feed, stop).await {
+                Ok(next) => feed = next,
+                Err(interrupted) => return interrupted,
+            }
+        }
+    }
+
+    /// One window, and what follows from it.
+    async fn step(&mut self, mut feed: Feed, stop: &Stop) -> Result<Feed, Interrupted> {
+        let began = Instant::now();
+        let level = match self.gather(&mut feed, stop).await {
+            Ok(level) => level,
+            Err(interrupted) => {
+                // The cause that is reported is the first one.
+                let _also = feed.finish().await;
+                return Err(interrupted);
+            }
+        };
+        let result = self.carry_out(began, level, stop).await;
+        if let Err(interrupted) = result {
+            let _also = feed.finish().await;
+            return Err(interrupted);
+        }
+        if let Some(resume) = self.context.records.get().resume {
+            // The entry to read from stays: a restart begins with it.
+            feed.consumed(Ts::new(resume.read_from.ts.t, resume.read_from.ts.i.saturating_sub(1)));
+        }
+        self.judge()?;
+        if level
+            && matches!(feed, Feed::Spooled { .. })
+            && self.context.catalogue.read().indexes_built
+        {
+            let last = self.builder.last_read();
+            let source = &self.context.source;
+            feed =
+                feed.go_direct(source, last, stop).await.map_err(|error| feed_failure(&error))?;
+        }
+        Ok(feed)
+    }
+
+    /// Gathers entries into a window until there are no more, it is large enough, or it has lasted long enough. True if
+    /// there were no more.
+    async fn gather(&mut self, feed: &mut Feed, stop: &Stop) -> Result<bool, Interrupted> {
+        let failed = |error: FeedError| feed_failure(&error);
+        let first = feed.next(stop).await.map_err(failed)?;
+        stop.check()?;
+        if first.is_empty() && self.reach <= self.builder.last_read().ts {
+            return Ok(true);
+        }
+        let began = Instant::now();
+        let longest = self.gather_limit();
+        let bytes_max = usize::try_from(self.context.config.memory.max_bytes / WINDOW_SHARE)
+            .unwrap_or(usize::MAX);
+        self.take(&first)?;
+        loop {
+            let reached = self.builder.last_read().ts >= self.reach;
+            if reached && (self.builder.bytes() >= bytes_max || began.elapsed() >= longest) {
+                return Ok(false);
+            }
+            match feed.try_next().map_err(failed)? {
+                Some(entries) if !entries.is_empty() => self.take(&entries)?,
+                _ if reached => return Ok(true),
+                // The window was begun before a restart: it ends where it was to end.
+                Some(_) | None => {
+                    let entries = feed.next(stop).await.map_err(failed)?;
+                    stop.check()?;
+                    self.take(&entries)?;
+                }
+            }
+        }
+    }
+
+    fn gather_limit(&self) -> Duration {
+        match self.context.board.state() {
+            State::Live => self.context.config.sync.window,
+            _ => GATHER_BEHIND.max(self.context.config.sync.window),
+        }
+    }
+
+    fn take(&mut self, entries: &super::feed::Entries) -> Result<(), Interrupted> {
+        entries.try_each(|entry| self.builder.push(entry)).map_err(|error| Interrupted::Halt {
+            reason: error.to_string(),
+            remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
+        })?;
+        if let Some(first_wall_ms) = self.builder.first_wall_ms() {
+            self.context.standing.pending(first_wall_ms);
+        }
+        Ok(())
+    }
+
+    async fn carry_out(
+        &mut self,
+        began: Instant,
+        level: bool,
+        stop: &Stop,
+    ) -> Result<(), Interrupted> {
+        let Some(window) = self.builder.finish() else {
+            if level && let Some(resume) = self.context.records.get().resume {
+                self.context.standing.resumes_at(resume, true);
+            }
+            return Ok(());
+        };
+        let records = &self.context.records;
+        let before = records.get();
+        let tolerant = before.resume.unwrap_or_default().applied.ts < self.tolerant_until;
+        let Window { plan, end, first_wall_ms, entries } = window;
+        let operations = plan.operations;
+        if !plan.steps.is_empty() {
+            let intent = before.intent.unwrap_or_default().max(end.applied.ts);
+            records.change(|record| record.intent = Some(intent))?;
+            let defines = plan.defines();
+            self.applier.apply(plan, tolerant, stop).await?;
+            if defines {
+                self.context.catalogue.save()?;
+            }
+        }
+        let record = records.change(|record| {
+            record.resume = Some(end);
+            record.totals.windows += 1;
+            record.totals.entries_read += entries;
+            record.totals.entries_applied += operations;
+        })?;
+        self.context.standing.resumes_at(end, level);
+        let from = before.resume.map_or(first_wall_ms, |resume| resume.wall_ms);
+        self.context.board.update(|status| {
+            status.window = Some(WindowReport {
+                from: WallTime::from_ms(from),
+                to: WallTime::from_ms(end.wall_ms),
+                entries,
+                seconds: began.elapsed().as_secs_f64(),
+            });
+            status.totals.windows = record.totals.windows;
+            status.totals.entries_read = record.totals.entries_read;
+            status.totals.entries_applied = record.totals.entries_applied;
+        });
+        if tolerant && end.applied.ts >= self.tolerant_until {
+            self.settle(stop).await?;
+        }
+        Ok(())
+    }
+
+    /// The first window end at which the target is the source at one moment: what must hold from here on is looked at,
+    /// and the indexes are built if they have not been.
+    async fn settle(&mut self, stop: &Stop) -> Result<(), Interrupted> {
+        let missing = {
+            let catalogue = self.context.catalogue.read();
+            let missing = catalogue.collections.values().find(|found| found.target_uuid.is_none());
+            missing.map(|collection| collection.target.clone())
+        };
+        if let Some(name) = missing {
+            return Err(Interrupted::Halt {
+                reason: format!("the collection {name} is missing on the target"),
+                remedy: "somebody dropped it there; to copy anew, see docs/limits.md".into(),
+            });
+        }
+        indexing::build_all(&self.context, stop).await
+    }
+
+    /// Whether the target follows closely.
+    fn judge(&self) -> Result<(), Interrupted> {
+        let Some(lag) = self.context.board.lag_seconds() else { return Ok(()) };
+        let max = self.context.config.live.max_lag.as_secs_f64();
+        let record = self.context.records.get();
+        let settled = record.resume.unwrap_or_default().applied.ts >= self.tolerant_until
+            && self.context.catalogue.read().indexes_built;
+        match record.phase {
+            // Half of the limit, so that the state does not flutter.
+            Phase::CatchingUp { .. } if settled && lag <= max / 2.0 => {
+                self.context.happen(Event::CaughtUp).map(drop)
+            }
+            Phase::Live { .. } if lag > max => self.context.happen(Event::FellBehind).map(drop),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The life of a migration as one explicit state machine. Pure: [`Phase::next`] is the only way from one phase to another.
+
+use serde::{Deserialize, Serialize};
+
+use crate::position::Ts;
+use crate::status::State;
+
+/// Where a migration stands. Durable: what a restart finds is what it goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case")]
+pub enum Phase {
+    /// The initial copy runs. Set together with the start optime, before the first write to the target.
+    Copying,
+    /// The copy is complete; the target is not yet the source at one optime, or lags behind.
+    CatchingUp {
+        /// The end of the source's oplog after the last byte copied: only from here on is the target consistent.
+        consistent_from: Ts,
+    },
+    /// Follows closely.
+    Live {
+        /// Kept from [`Phase::CatchingUp`].
+        consistent_from: Ts,
+    },
+    /// Needs a person. Kept over restarts.
+    Halted {
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+        /// Where it stood.
+        from: Box<Phase>,
+    },
+}
+
+/// What moves a migration on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Every selected collection was copied; the oplog's end after the last byte.
+    Copied {
+        /// Oplog end after the last byte copied.
+        consistent_from: Ts,
+    },
+    /// The resume point is within `live.max_lag` of the source, and the target is consistent and indexed.
+    CaughtUp,
+    /// The lag grew beyond `live.max_lag`.
+    FellBehind,
+    /// Something only a person can mend.
+    Halt {
+        /// What happened.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A person says it is mended.
+    Resume,
+}
+
+/// An event that makes no sense in a phase: a defect of the program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{event:?} cannot happen while {state}")]
+pub struct IllegalTransition {
+    state: State,
+    event: Event,
+}
+
+impl Phase {
+    /// The phase after `event`.
+    ///
+    /// # Errors
+    /// The event makes no sense here; the phase stays as it was.
+    pub fn next(&self, event: Event) -> Result<Self, IllegalTransition> {
+        match (self, event) {
+            (Self::Copying, Event::Copied { consistent_from }) => {
+                Ok(Self::CatchingUp { consistent_from })
+            }
+            (Self::CatchingUp { consistent_from }, Event::CaughtUp) => {
+                Ok(Self::Live { consistent_from: *consistent_from })
+            }
+            (Self::Live { consistent_from }, Event::FellBehind) => {
+                Ok(Self::CatchingUp { consistent_from: *consistent_from })
+            }
+            (Self::Halted { from, .. }, Event::Resume) => Ok(from.as_ref().clone()),
+            // The first reason stands: what follows from it would only hide it.
+            (Self::Halted { .. }, Event::Halt { .. }) => Ok(self.clone()),
+            (_, Event::Halt { reason, remedy }) => {
+                Ok(Self::Halted { reason, remedy, from: Box::new(self.clone()) })
+            }
+            (phase, event) => Err(IllegalTransition { state: phase.state(), event }),
+        }
+    }
+
+    /// The name users see.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self {
+            Self::Copying => State::Copying,
+            Self::CatchingUp { .. } => State::CatchingUp,
+            Self::Live { .. } => State::Live,
+            Self::Halted { .. } => State::Halted,
+        }
+    }
+
+    /// From which optime on the target is the source at one moment; `None` while the copy runs.
+    #[must_use]
+    pub fn consistent_from(&self) -> Option<Ts> {
+        match self {
+            Self::Copying => None,
+            Self::CatchingUp { consistent_from } | Self::Live { consistent_from } => {
+                Some(*consistent_from)
+            }
+            Self::Halted { from, .. } => from.consistent_from(),
+        }
+    }
+
+    /// What a restart goes on from. Liveness has to be shown again after every start; everything else stands.
+    #[must_use]
+    pub fn after_restart(&self) -> Self {
+        match self {
+            Self::Live { consistent_from } => {
+                Self::CatchingUp { consistent_from: *consistent_from }
+            }
+            Self::Halted { reason, remedy, from } => Self::Halted {
+                reason: reason.clone(),
+                remedy: remedy.clone(),
+                from: Box::new(from.after_restart()),
+            },
+            phase => phase.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn events() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            any::<u32>().prop_map(|t| Event::Copied { consistent_from: Ts::new(t, 1) }),
+            Just(Event::CaughtUp),
+            Just(Event::FellBehind),
+            Just(Event::Halt { reason: "r".into(), remedy: "m".into() }),
+            Just(Event::Resume),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn never_live_without_a_finished_copy(
+            steps in proptest::collection::vec((events(), any::<bool>()), 0..40)
+        ) {
+            let mut phase = Phase::Copying;
+            let mut copied = None;
+            for (event, restart) in steps {
+                if restart {
+                    phase = phase.after_restart();
+                    prop_assert_ne!(phase.state(), State::Live);
+                }
+                let Ok(next) = phase.next(event.clone()) else { continue };
+                if let Event::Copied { consistent_from } = event {
+                    prop_assert_eq!(copied, None, "copied twice");
+                    copied = Some(consistent_from);
+                }
+                phase = next;
+                prop_assert_eq!(phase.consistent_from(), copied);
+                prop_assert!(copied.is_some() || phase.state() != State::Live);
+                let json = serde_json::to_string(&phase).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<Phase>(&json).unwrap(), &phase);
+            }
+        }
+    }
+
+    #[test]
+    fn halted_keeps_its_first_reason_and_where_it_stood() {
+        let halt = |reason: &str| Event::Halt { reason: reason.into(), remedy: String::new() };
+        let halted = Phase::Copying.next(halt("first")).unwrap().next(halt("second")).unwrap();
+        assert!(matches!(&halted, Phase::Halted { reason, .. } if reason == "first"));
+        assert_eq!(halted.next(Event::Resume), Ok(Phase::Copying));
+    }
+}

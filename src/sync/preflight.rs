@@ -1,0 +1,296 @@
+//! What has to hold before anything is written: topology, versions, privileges, and that source and target are two. Reads
+//! only; used by the start of the daemon and by `snapsync check`.
+
+use std::collections::BTreeSet;
+
+use bson::{Bson, Document, doc};
+
+use crate::config::Config;
+use crate::mongo::{Deployment, Error, Failure, ServerFacts, Side, Version, run};
+use crate::source::{start, tail};
+
+/// What became of one check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Pass,
+    /// Works, but somebody should know.
+    Warn,
+    /// Has to be mended first.
+    Fail,
+}
+
+/// One check.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it went.
+    pub verdict: Verdict,
+    /// What was found, and the mend where one is needed.
+    pub text: String,
+}
+
+impl Check {
+    /// A check with its verdict.
+    #[must_use]
+    pub fn new(name: impl Into<String>, verdict: Verdict, text: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict, text: text.into() }
+    }
+}
+
+const OLDEST: Version = Version(4, 2, 0);
+/// From here on untested: accepted with a warning.
+const UNTESTED: Version = Version(6, 1, 0);
+
+/// Checks the two deployments.
+///
+/// # Errors
+/// A server was not reached, or refused the credentials.
+pub async fn check(
+    source: &Deployment,
+    target: &Deployment,
+    config: &Config,
+) -> Result<(Vec<Check>, ServerFacts, ServerFacts), Error> {
+    let source_facts = ServerFacts::ask(source).await?;
+    let target_facts = ServerFacts::ask(target).await?;
+    let mut checks = vec![
+        topology(Side::Source, &source_facts),
+        topology(Side::Target, &target_facts),
+        version(Side::Source, source_facts.version),
+        version(Side::Target, target_facts.version),
+        version_order(&source_facts, &target_facts),
+        two_deployments(&source_facts, &target_facts),
+    ];
+    // What follows asks for things that only a replica set has.
+    if checks.iter().all(|check| check.verdict != Verdict::Fail) {
+        checks.push(readable(source).await?);
+        checks.extend(granted(source, config, SOURCE_ACTIONS, &["useUUID"]).await?);
+        checks.extend(granted(target, config, TARGET_ACTIONS, &[]).await?);
+    }
+    Ok((checks, source_facts, target_facts))
+}
+
+fn topology(side: Side, facts: &ServerFacts) -> Check {
+    let name = format!("{side} topology");
+    let fail = |text: &str| Check::new(&name, Verdict::Fail, text);
+    if facts.hello.is_mongos() {
+        return fail(&format!(
+            "the {side} is a mongos; sharded clusters are not supported yet: give the URI of a \
+             replica set"
+        ));
+    }
+    match facts.hello.replica_set() {
+        None => fail(&format!(
+            "the {side} is a standalone server, which has no oplog; start it with --replSet rs0 \
+             (replication.replSetName) and run rs.initiate() once: that makes it a replica set of \
+             one member and keeps its data"
+        )),
+        Some(_) if facts.is_shard => fail(&format!(
+            "the {side} is a single shard of a sharded cluster; sharded clusters are not supported \
+             yet"
+        )),
+        Some(set) => Check::new(&name, Verdict::Pass, format!("replica set {set}")),
+    }
+}
+
+fn version(side: Side, version: Version) -> Check {
+    let name = format!("{side} version");
+    if version < OLDEST {
+        let text = format!("MongoDB {version} is too old: {OLDEST} or later is needed");
+        Check::new(name, Verdict::Fail, text)
+    } else if version >= UNTESTED {
+        let text = format!("MongoDB {version} has not been tested with this version of snapsync");
+        Check::new(name, Verdict::Warn, text)
+    } else {
+        Check::new(name, Verdict::Pass, format!("MongoDB {version}"))
+    }
+}
+
+fn version_order(source: &ServerFacts, target: &ServerFacts) -> Check {
+    let name = "version order";
+    let major = |facts: &ServerFacts| (facts.version.0, facts.version.1);
+    let feature = |facts: &ServerFacts| facts.feature_version.unwrap_or(major(facts));
+    if major(target) < major(source) || feature(target) < feature(source) {
+        let (from, to) = (feature(source), feature(target));
+        let text = format!(
+            "the target (MongoDB {}, feature compatibility {}.{}) is older than the source \
+             (MongoDB {}, feature compatibility {}.{}): upgrade the target, or raise its feature \
+             compatibility version",
+            target.version, to.0, to.1, source.version, from.0, from.1
+        );
+        return Check::new(name, Verdict::Fail, text);
+    }
+    Check::new(name, Verdict::Pass, "the target is as new as the source, or newer")
+}
+
+fn two_deployments(source: &ServerFacts, target: &ServerFacts) -> Check {
+    let name = "two deployments";
+    let same_process = source.hello.process_id().is_some()
+        && source.hello.process_id() == target.hello.process_id();
+    let same_set = source.hello.replica_set() == target.hello.replica_set()
+        && source.hello.hosts() == target.hello.hosts()
+        && source.hello.process_id().is_none();
+    if same_process || same_set {
+        let text = "source and target are the same deployment; correct one of the two URIs";
+        return Check::new(name, Verdict::Fail, text);
+    }
+    Check::new(name, Verdict::Pass, "source and target are different deployments")
+}
+
+/// Reads what the copy and the tail read. The roles that grant this cannot be told from a list of privileges alone.
+async fn readable(source: &Deployment) -> Result<Check, Error> {
+    let name = "source oplog";
+    let oplog = tail::window_wall_ms(source).await;
+    let transactions = start::choose(source).await.map(drop);
+    match oplog.and_then(|window| transactions.map(|()| window)) {
+        Ok(Some((oldest, newest))) => {
+            let hours = newest.saturating_sub(oldest) / 3_600_000;
+            Ok(Check::new(name, Verdict::Pass, format!("readable; it reaches back {hours} hours")))
+        }
+        Ok(None) => Ok(Check::new(name, Verdict::Fail, "the oplog is empty")),
+        Err(error) if error.failure == Failure::Privilege => {
+            let text = format!("{error}; grant the role `backup` on the source");
+            Ok(Check::new(name, Verdict::Fail, text))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+const SOURCE_ACTIONS: &[&str] = &["find", "listCollections", "listIndexes", "collStats"];
+const TARGET_ACTIONS: &[&str] = &[
+    "find",
+    "insert",
+    "update",
+    "remove",
+    "createCollection",
+    "dropCollection",
+    "createIndex",
+    "dropIndex",
+    "collMod",
+    "listCollections",
+    "listIndexes",
+    "renameCollectionSameDB",
+    "bypassDocumentValidation",
+];
+
+/// Compares the privileges of the user with what is needed. Without authentication everything is granted.
+async fn granted(
+    deployment: &Deployment,
+    config: &Config,
+    actions: &[&str],
+    cluster_actions: &[&str],
+) -> Result<Vec<Check>, Error> {
+    let side = deployment.side;
+    let name = format!("{side} privileges");
+    let command = doc! { "connectionStatus": 1, "showPrivileges": true };
+    let reply = run(deployment, "admin", "read the user's privileges", command).await?;
+    let info = reply.get_document("authInfo").cloned().unwrap_or_default();
+    if info.get_array("authenticatedUsers").is_ok_and(Vec::is_empty) {
+        return Ok(vec![unauthenticated(deployment, name).await?]);
+    }
+    let privileges: Vec<&Document> = info
+        .get_array("authenticatedUserPrivileges")
+        .map(|privileges| privileges.iter().filter_map(Bson::as_document).collect())
+        .unwrap_or_default();
+    let mut missing = BTreeSet::new();
+    for database in needed_databases(side, config) {
+        for action in actions.iter().filter(|action| !grants(&privileges, &database, action)) {
+            let place = if database.is_empty() { "any database" } else { &database };
+            missing.insert(format!("{action} on {place}"));
+        }
+    }
+    for action in cluster_actions.iter().filter(|action| !grants_cluster(&privileges, action)) {
+        missing.insert(format!("{action} on the cluster"));
+    }
+    if missing.is_empty() {
+        return Ok(vec![Check::new(name, Verdict::Pass, "sufficient")]);
+    }
+    let missing: Vec<String> = missing.into_iter().collect();
+    let roles = match side {
+        Side::Source => "`backup` and `readAnyDatabase`",
+        Side::Target => "`readWriteAnyDatabase`, `dbAdminAnyDatabase` and `restore`",
+    };
+    let text = format!("missing: {}; the roles {roles} grant them", missing.join(", "));
+    Ok(vec![Check::new(name, Verdict::Fail, text)])
+}
+
+async fn unauthenticated(deployment: &Deployment, name: String) -> Result<Check, Error> {
+    match crate::mongo::listing::databases(deployment).await {
+        Ok(_) => Ok(Check::new(name, Verdict::Pass, "no authentication on this deployment")),
+        Err(error) if error.failure == Failure::Privilege => {
+            let text = "the deployment wants authentication and the URI has no user";
+            Ok(Check::new(name, Verdict::Fail, text))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Databases that have to be accessible; "" for any.
+fn needed_databases(side: Side, config: &Config) -> Vec<String> {
+    let mut databases = config.sync.selection.named_databases(side == Side::Target);
+    if databases.is_empty() {
+        databases.push(String::new());
+    }
+    if side == Side::Target {
+        databases.push(crate::target::lease::DATABASE.to_owned());
+    }
+    databases
+}
+
+fn grants(privileges: &[&Document], database: &str, action: &str) -> bool {
+    privileges.iter().any(|privilege| {
+        let resource = privilege.get_document("resource");
+        let covers = resource.is_ok_and(|resource| {
+            let any = resource.get_bool("anyResource").unwrap_or(false);
+            let name = resource.get_str("db");
+            let whole = resource.get_str("collection").is_ok_and(str::is_empty);
+            any || (whole && name.is_ok_and(|name| name.is_empty() || name == database))
+        });
+        covers && has_action(privilege, action)
+    })
+}
+
+fn grants_cluster(privileges: &[&Document], action: &str) -> bool {
+    privileges.iter().any(|privilege| {
+        let resource = privilege.get_document("resource");
+        let covers = resource.is_ok_and(|resource| {
+            resource.get_bool("cluster").unwrap_or(false)
+                || resource.get_bool("anyResource").unwrap_or(false)
+        });
+        covers && has_action(privilege, action)
+    })
+}
+
+fn has_action(privilege: &Document, action: &str) -> bool {
+    let actions = privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default();
+    actions.iter().any(
+        |granted| matches!(granted.as_str(), Some(name) if name == action || name == "anyAction"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_privilege_covers_its_database_or_all() {
+        let own = doc! { "resource": { "db": "shop", "collection": "" }, "actions": ["find"] };
+        let any = doc! { "resource": { "db": "", "collection": "" }, "actions": ["find"] };
+        let one = doc! { "resource": { "db": "shop", "collection": "a" }, "actions": ["find"] };
+        assert!(grants(&[&own], "shop", "find"));
+        assert!(!grants(&[&own], "crm", "find"));
+        assert!(!grants(&[&own], "shop", "insert"));
+        assert!(grants(&[&any], "crm", "find"));
+        assert!(!grants(&[&one], "shop", "find"));
+        assert!(!grants(&[&own], "", "find"));
+    }
+
+    #[test]
+    fn old_and_untested_versions_are_told_apart() {
+        assert_eq!(version(Side::Source, Version(4, 0, 28)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(6, 0, 27)).verdict, Verdict::Pass);
+        assert_eq!(version(Side::Source, Version(7, 0, 0)).verdict, Verdict::Warn);
+    }
+}

@@ -1,0 +1,46 @@
+//! Finding the followed collections on the target again after a start. The catalogue may be one window older than the
+//! target: a definition that was carried out just before a kill moved or removed what the catalogue still names.
+
+use std::collections::HashMap;
+
+use bson::Uuid;
+
+use super::context::{Context, Interrupted};
+use crate::namespace::Namespace;
+use crate::stop::Stop;
+
+/// Looks every collection up by its UUID on the target, and notes its name there, or that it is gone.
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) async fn names(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    if context.catalogue.read().collections.is_empty() {
+        return Ok(());
+    }
+    let mut found: HashMap<Uuid, Namespace> = HashMap::new();
+    for database in context.definer.databases(stop).await? {
+        for listed in context.definer.list(&database, stop).await? {
+            if let Some(uuid) = listed.uuid {
+                found.insert(uuid, listed.namespace);
+            }
+        }
+    }
+    let gone = context.catalogue.change(|catalogue| {
+        let mut gone = Vec::new();
+        for collection in catalogue.collections.values_mut() {
+            let Some(uuid) = collection.target_uuid else { continue };
+            match found.get(&uuid) {
+                Some(name) => collection.target = name.clone(),
+                None => {
+                    gone.push(collection.target.to_string());
+                    collection.target_uuid = None;
+                }
+            }
+        }
+        gone
+    });
+    if !gone.is_empty() {
+        tracing::info!(collections = gone.join(", "), "no longer on the target");
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! The small part of the state that changes with every window: phase, position, intent. Durable before anybody is told.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::phase::Phase;
+use crate::position::Ts;
+use crate::replay::window::ResumePoint;
+use crate::state::Slot;
+use crate::state::StateError;
+
+/// Counters that survive restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Oplog entries read.
+    pub entries_read: u64,
+    /// Operations of the selection applied.
+    pub entries_applied: u64,
+    /// Windows applied.
+    pub windows: u64,
+}
+
+/// What is durable of a migration's progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Identity of the migration, made with the state directory.
+    pub instance: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: i64,
+    /// Where replay stands; begins as the start optime T0. `None` until that has been chosen: nothing is on the target.
+    pub resume: Option<ResumePoint>,
+    /// The end of the window that is or was being applied: up to here the target may hold newer state than at `resume`.
+    pub intent: Option<Ts>,
+    /// Fingerprint of the selection and of the renaming that the target was made with.
+    pub selection: String,
+    /// Counters.
+    pub totals: Totals,
+}
+
+/// The record in memory and on disk.
+#[derive(Debug)]
+pub struct RecordStore {
+    inner: Mutex<(Slot<Record>, Record)>,
+}
+
+impl RecordStore {
+    /// Opens the record in the state directory; `fresh` makes the first one.
+    ///
+    /// # Errors
+    /// The disk, or a damaged file.
+    pub fn open(directory: &Path, fresh: impl FnOnce() -> Record) -> Result<Self, StateError> {
+        let (mut slot, found) = Slot::open(&directory.join("position"))?;
+        let record = match found {
+            Some(record) => record,
+            None => {
+                let record = fresh();
+                slot.write(&record)?;
+                record
+            }
+        };
+        Ok(Self { inner: Mutex::new((slot, record)) })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, (Slot<Record>, Record)> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record as it is on disk.
+    #[must_use]
+    pub fn get(&self) -> Record {
+        self.inner().1.clone()
+    }
+
+    /// Changes the record: on disk first, then in memory.
+    ///
+    /// # Errors
+    /// The disk; the record stays as it was.
+    pub fn change(&self, change: impl FnOnce(&mut Record)) -> Result<Record, StateError> {
+        let mut inner = self.inner();
+        let mut record = inner.1.clone();
+        change(&mut record);
+        if record != inner.1 {
+            // One small fsync: the runtime moves other tasks away from this thread meanwhile.
+            tokio::task::block_in_place(|| inner.0.write(&record))?;
+            inner.1 = record.clone();
+        }
+        Ok(record)
+    }
+}

@@ -1,0 +1,417 @@
+//! Definitions on the target: collections, views, indexes. Each call is safe to make again, and says by its result whether
+//! it found the thing done already. Drops go by UUID only.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bson::{Document, Uuid, doc};
+
+use super::inflight;
+use super::statements::Place;
+use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
+use crate::namespace::Namespace;
+use crate::retry::{Backoff, Outage, Stopped, until_reached};
+use crate::stop::Stop;
+
+const NAMESPACE_NOT_FOUND: i32 = 26;
+const INDEX_NOT_FOUND: i32 = 27;
+const NAMESPACE_EXISTS: i32 = 48;
+const COLLECTION_UUID_MISMATCH: i32 = 361;
+/// Index definitions that clash with one that is there: same name or same keys, other options.
+const INDEX_CLASHES: [i32; 2] = [85, 86];
+
+/// The largest `expireAfterSeconds`: an index that never deletes. Held back until cutover, because the target's own TTL
+/// monitor would delete a document that the source is about to refresh.
+pub const NEVER_EXPIRES: i32 = i32::MAX;
+
+/// Defines things on one deployment.
+#[derive(Debug, Clone)]
+pub struct Definer {
+    deployment: Deployment,
+    checks_uuid: bool,
+    app_name: String,
+    commands: Arc<AtomicU64>,
+}
+
+impl Definer {
+    /// For a target of this version, on connections that carry `app_name`.
+    #[must_use]
+    pub fn new(deployment: Deployment, version: Version, app_name: String) -> Self {
+        // collectionUUID came with 6.0.
+        let checks_uuid = version >= Version(6, 0, 0);
+        Self { deployment, checks_uuid, app_name, commands: Arc::default() }
+    }
+
+    /// Where to write a collection: its name, and its UUID where the server checks it.
+    #[must_use]
+    pub fn place(&self, namespace: &Namespace, uuid: Option<Uuid>) -> Place {
+        Place { namespace: namespace.clone(), uuid: uuid.filter(|_| self.checks_uuid) }
+    }
+
+    /// Runs a definition until its outcome is known. After a lost answer the first attempt is killed and waited out
+    /// before the second, so that it cannot come into force later than something newer.
+    async fn define(
+        &self,
+        database: &str,
+        action: &str,
+        mut command: Document,
+        stop: &Stop,
+    ) -> Result<Document, Stopped<Error>> {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let comment = format!("{} definition {number}", self.app_name);
+        command.insert("comment", &comment);
+        command.insert("writeConcern", doc! { "w": "majority" });
+        let is_index_build = command.contains_key("createIndexes");
+        let mut backoff = Backoff::reconnect();
+        let outage = Outage::new(self.deployment.side);
+        loop {
+            match run(&self.deployment, database, action, command.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) if error.is_unreachable() => {
+                    outage.report(&error);
+                    stop.sleep(backoff.next_delay()).await?;
+                    if !is_index_build {
+                        inflight::clear_commented(&self.deployment, &comment, stop).await?;
+                    }
+                }
+                Err(error) => return Err(Stopped::Failed(error)),
+            }
+        }
+    }
+
+    /// Every collection and view of a database, in order of name.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn list(&self, database: &str, stop: &Stop) -> Result<Vec<Listed>, Stopped<Error>> {
+        let side = self.deployment.side;
+        until_reached(side, stop, || listing::collections(&self.deployment, database)).await
+    }
+
+    /// Names of all databases.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn databases(&self, stop: &Stop) -> Result<Vec<String>, Stopped<Error>> {
+        until_reached(self.deployment.side, stop, || listing::databases(&self.deployment)).await
+    }
+
+    /// The collection at this name, if there is one.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn find(
+        &self,
+        namespace: &Namespace,
+        stop: &Stop,
+    ) -> Result<Option<Listed>, Stopped<Error>> {
+        let side = self.deployment.side;
+        let filter = doc! { "name": &namespace.collection };
+        let list = || listing::matching(&self.deployment, &namespace.database, filter.clone());
+        let mut found = until_reached(side, stop, list).await?;
+        Ok(found.pop())
+    }
+
+    /// Creates a collection; `None` if the name is taken.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn create(
+        &self,
+        namespace: &Namespace,
+        options: &Document,
+        id_index: Option<&Document>,
+        stop: &Stop,
+    ) -> Result<Option<Uuid>, Stopped<Error>> {
+        let action = format!("create {namespace}");
+        let command = create_command(namespace, options, id_index);
+        match self.define(&namespace.database, &action, command, stop).await {
+            Ok(_) => {}
+            Err(Stopped::Failed(error)) if error.code() == Some(NAMESPACE_EXISTS) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        let found = self.find(namespace, stop).await?;
+        let uuid = found.and_then(|listed| listed.uuid);
+        uuid.map(Some).ok_or_else(|| Stopped::Failed(self.lost(&action)))
+    }
+
+    fn lost(&self, action: &str) -> Error {
+        let text = "the collection is not there although the server said it was made";
+        Error::other(self.deployment.side, action, text)
+    }
+
+    /// Drops the collection with this UUID, wherever the name has gone; nothing if it is not there.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_collection(
+        &self,
+        namespace: &Namespace,
+        uuid: Uuid,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        if !self.checks_uuid {
+            let found = self.find(namespace, stop).await?;
+            if found.and_then(|listed| listed.uuid) != Some(uuid) {
+                return Ok(());
+            }
+        }
+        // A time-series collection is dropped by the name of its view.
+        let name = namespace.collection.strip_prefix("system.buckets.");
+        let mut command = doc! { "drop": name.unwrap_or(&namespace.collection) };
+        if self.checks_uuid && name.is_none() {
+            command.insert("collectionUUID", uuid);
+        }
+        let action = format!("drop {namespace}");
+        let result = self.define(&namespace.database, &action, command, stop).await;
+        tolerate(result, &[NAMESPACE_NOT_FOUND, COLLECTION_UUID_MISMATCH])
+    }
+
+    /// Renames a collection within the deployment. The new name must be free.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn rename(
+        &self,
+        from: &Namespace,
+        to: &Namespace,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let command = doc! { "renameCollection": from.to_string(), "to": to.to_string() };
+        let action = format!("rename {from} to {to}");
+        self.define("admin", &action, command, stop).await.map(drop)
+    }
+
+    /// Changes a collection's or an index's options; nothing if neither is there.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn modify(
+        &self,
+        namespace: &Namespace,
+        changes: &Document,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let mut command = doc! { "collMod": &namespace.collection };
+        command.extend(changes.clone());
+        let action = format!("modify {namespace}");
+        let result = self.define(&namespace.database, &action, command, stop).await;
+        tolerate(result, &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND])
+    }
+
+    /// Builds indexes and waits until they are ready; joins a build that is running already. An index that is there under
+    /// the same name with other options is replaced.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn create_indexes(
+        &self,
+        place: &Place,
+        specs: &[Document],
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        if specs.is_empty() {
+            return Ok(());
+        }
+        let built = self.build(place, specs, stop).await;
+        match built {
+            Err(Stopped::Failed(error))
+                if error.code().is_some_and(|code| INDEX_CLASHES.contains(&code)) =>
+            {
+                for spec in specs {
+                    if let Ok(name) = spec.get_str("name") {
+                        self.drop_index(&place.namespace, name, stop).await?;
+                    }
+                }
+                self.build(place, specs, stop).await
+            }
+            result => result,
+        }
+    }
+
+    async fn build(
+        &self,
+        place: &Place,
+        specs: &[Document],
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let specs: Vec<Document> = specs.iter().map(held_back_index).collect();
+        let namespace = &place.namespace;
+        let mut command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
+        if let Some(uuid) = place.uuid {
+            command.insert("collectionUUID", uuid);
+        }
+        let action = format!("build indexes on {namespace}");
+        self.define(&namespace.database, &action, command, stop).await.map(drop)
+    }
+
+    /// Drops an index by name; nothing if it is not there.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_index(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let command = doc! { "dropIndexes": &namespace.collection, "index": name };
+        let action = format!("drop an index of {namespace}");
+        let result = self.define(&namespace.database, &action, command, stop).await;
+        tolerate(result, &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND])
+    }
+
+    /// Creates a view, or changes the one that is there.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn put_view(
+        &self,
+        view: &Namespace,
+        definition: &Document,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let mut command = doc! { "create": &view.collection };
+        command.extend(definition.clone());
+        let action = format!("create the view {view}");
+        match self.define(&view.database, &action, command, stop).await {
+            Err(Stopped::Failed(error)) if error.code() == Some(NAMESPACE_EXISTS) => {
+                let mut changes = definition.clone();
+                // A view's collation cannot be changed, only stated when it is made.
+                changes.remove("collation");
+                self.modify(view, &changes, stop).await
+            }
+            result => result.map(drop),
+        }
+    }
+
+    /// Drops a view; nothing if it is not there or is a collection by now.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_view(&self, view: &Namespace, stop: &Stop) -> Result<(), Stopped<Error>> {
+        match self.find(view, stop).await? {
+            Some(listed) if listed.kind == "view" => {}
+            _ => return Ok(()),
+        }
+        let command = doc! { "drop": &view.collection };
+        let action = format!("drop the view {view}");
+        let result = self.define(&view.database, &action, command, stop).await;
+        tolerate(result, &[NAMESPACE_NOT_FOUND])
+    }
+
+    /// Drops a time-series collection with its buckets.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_time_series(
+        &self,
+        name: &Namespace,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let action = format!("drop the time-series {name}");
+        let command = doc! { "drop": &name.collection };
+        let result = self.define(&name.database, &action, command, stop).await;
+        tolerate(result, &[NAMESPACE_NOT_FOUND])
+    }
+
+    /// Drops a database. The caller has made sure that nothing foreign is in it.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_database(&self, database: &str, stop: &Stop) -> Result<(), Stopped<Error>> {
+        let action = format!("drop the database {database}");
+        self.define(database, &action, doc! { "dropDatabase": 1 }, stop).await.map(drop)
+    }
+}
+
+fn tolerate(result: Result<Document, Stopped<Error>>, codes: &[i32]) -> Result<(), Stopped<Error>> {
+    match result {
+        Err(Stopped::Failed(error)) if error.code().is_some_and(|code| codes.contains(&code)) => {
+            Ok(())
+        }
+        result => result.map(drop),
+    }
+}
+
+/// An index specification as it is built while following: one that expires documents never does.
+fn held_back_index(spec: &Document) -> Document {
+    let mut spec = spec.clone();
+    // Stated by servers before 4.4, refused by later ones.
+    spec.remove("ns");
+    if spec.contains_key("expireAfterSeconds") {
+        spec.insert("expireAfterSeconds", NEVER_EXPIRES);
+    }
+    spec
+}
+
+fn create_command(
+    namespace: &Namespace,
+    options: &Document,
+    id_index: Option<&Document>,
+) -> Document {
+    if let Some(name) = namespace.collection.strip_prefix("system.buckets.") {
+        return create_time_series(name, options);
+    }
+    let mut command = doc! { "create": &namespace.collection };
+    for (key, value) in options {
+        // `temp` is refused by the command; a temporary gets its lasting name by a rename. `autoIndexId` is gone.
+        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid") {
+            command.insert(key, value.clone());
+        }
+    }
+    if command.contains_key("expireAfterSeconds") {
+        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
+    }
+    if let Some(id_index) = id_index {
+        command.insert("idIndex", held_back_index(id_index));
+    }
+    command
+}
+
+/// The buckets come into being with the time-series collection they belong to; made first, they would be in its way.
+fn create_time_series(name: &str, options: &Document) -> Document {
+    let mut command = doc! { "create": name };
+    for key in ["timeseries", "storageEngine", "collation"] {
+        if let Some(value) = options.get(key) {
+            command.insert(key, value.clone());
+        }
+    }
+    if options.contains_key("expireAfterSeconds") {
+        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_expires_documents_is_held_back() {
+        let spec = held_back_index(&doc! { "v": 2, "ns": "a.b", "expireAfterSeconds": 5 });
+        assert_eq!(spec, doc! { "v": 2, "expireAfterSeconds": NEVER_EXPIRES });
+        let namespace = Namespace::new("a", "b");
+        let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };
+        let command = create_command(&namespace, &clustered, None);
+        assert_eq!(command.get_i64("expireAfterSeconds"), Ok(i64::from(NEVER_EXPIRES)));
+    }
+
+    #[test]
+    fn a_temporary_is_made_without_its_mark() {
+        let namespace = Namespace::new("a", "b");
+        let command = create_command(&namespace, &doc! { "temp": true }, Some(&doc! { "v": 1 }));
+        assert_eq!(command, doc! { "create": "b", "idIndex": { "v": 1 } });
+    }
+
+    #[test]
+    fn buckets_are_made_by_their_time_series() {
+        let namespace = Namespace::new("a", "system.buckets.t");
+        let options =
+            doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" } };
+        let command = create_command(&namespace, &options, None);
+        assert_eq!(command, doc! { "create": "t", "timeseries": { "timeField": "t" } });
+    }
+}

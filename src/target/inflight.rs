@@ -1,0 +1,134 @@
+//! Clearing away what earlier runs left in flight. A command sent before a kill goes on running in the server and would
+//! overwrite newer state, so before the first write every such operation is killed and waited out.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+
+use crate::mongo::{Deployment, Error, Failure, cursor_documents, run};
+use crate::retry::{Stopped, until_reached};
+use crate::stop::Stop;
+
+/// All connections that write are named by this, the migration's identity and the lease's generation.
+#[must_use]
+pub fn app_name(instance: &str, generation: u64) -> String {
+    format!("{}{generation}", app_name_prefix(instance))
+}
+
+fn app_name_prefix(instance: &str) -> String {
+    format!("snapsync {instance} run ")
+}
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Kills operations of runs of this migration before `generation`, and waits until they are gone.
+///
+/// Index builds are left: they are adopted, not repeated.
+///
+/// # Errors
+/// [`Stopped`]; a server that goes away is waited for.
+pub async fn clear_earlier_runs(
+    target: &Deployment,
+    instance: &str,
+    generation: u64,
+    stop: &Stop,
+) -> Result<(), Stopped<Error>> {
+    let own = app_name(instance, generation);
+    let prefix = app_name_prefix(instance);
+    wait_out(target, stop, |operation| {
+        let name = operation.get_str("appName").unwrap_or_default();
+        name.starts_with(&prefix) && name != own && !is_index_build(operation)
+    })
+    .await
+}
+
+/// Kills the operation that carries this `comment`, and waits until it is gone.
+///
+/// # Errors
+/// [`Stopped`]; a server that goes away is waited for.
+pub async fn clear_commented(
+    target: &Deployment,
+    comment: &str,
+    stop: &Stop,
+) -> Result<(), Stopped<Error>> {
+    wait_out(target, stop, |operation| {
+        let command = operation.get_document("command");
+        command.and_then(|command| command.get_str("comment")).is_ok_and(|text| text == comment)
+    })
+    .await
+}
+
+fn is_index_build(operation: &Document) -> bool {
+    operation.get_document("command").is_ok_and(|command| command.contains_key("createIndexes"))
+}
+
+async fn wait_out(
+    target: &Deployment,
+    stop: &Stop,
+    concerned: impl Fn(&Document) -> bool,
+) -> Result<(), Stopped<Error>> {
+    let mut round = 0_u32;
+    loop {
+        let operations =
+            until_reached(target.side, stop, || operations_of_all_users(target)).await?;
+        let left: Vec<&Document> =
+            operations.iter().filter(|operation| concerned(operation)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if round % 50 == 0 {
+            tracing::info!(
+                operations = left.len(),
+                "waiting for operations of an earlier run to end on the target"
+            );
+        }
+        for operation in left {
+            kill(target, operation).await;
+        }
+        round += 1;
+        stop.sleep(POLL).await?;
+    }
+}
+
+/// Asks for an operation's end. Failing is harmless: the caller looks again until it is gone.
+async fn kill(target: &Deployment, operation: &Document) {
+    let Some(id) = operation.get("opid") else { return };
+    let command = doc! { "killOp": 1, "op": id.clone() };
+    if let Err(error) = run(target, "admin", "kill an operation of an earlier run", command).await {
+        tracing::debug!("{error}");
+    }
+}
+
+async fn operations_of_all_users(target: &Deployment) -> Result<Vec<Document>, Error> {
+    match operations(target, true).await {
+        // Without the privilege `inprog` a user sees its own operations, and those are the ones sought.
+        Err(error) if error.failure == Failure::Privilege => operations(target, false).await,
+        result => result,
+    }
+}
+
+async fn operations(target: &Deployment, all_users: bool) -> Result<Vec<Document>, Error> {
+    let action = "list running operations";
+    let command = doc! {
+        "aggregate": 1,
+        "pipeline": [
+            { "$currentOp": { "allUsers": all_users } },
+            { "$match": { "appName": { "$regex": "^snapsync " } } },
+            { "$project": { "opid": 1, "appName": 1, "command.comment": 1, "command.createIndexes": 1 } },
+        ],
+        "cursor": {},
+    };
+    let documents = cursor_documents(target, "admin", action, command).await?;
+    Ok(documents.iter().filter_map(|document| Document::try_from(document.as_ref()).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_do_not_share_a_name() {
+        assert_ne!(app_name("a", 1), app_name("a", 11));
+        assert!(app_name("a", 11).starts_with(&app_name_prefix("a")));
+    }
+}
