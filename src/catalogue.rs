@@ -1,6 +1,6 @@
-//! The replayed catalogue: which collections and views there are on the source as of the resume point, and where each of
-//! them is on the target. A collection is its UUID on the source; its names and its UUID on the target are only where to
-//! find it. Pure data: whoever changes the target changes the catalogue with it and has it made durable.
+//! The replayed catalogue: which collections and views there are on the source as of the resume point, and where each
+//! of them is on the target. A collection is its UUID on the source; its names and its UUID on the target are only
+//! where to find it. Pure data: whoever changes the target changes the catalogue with it and has it made durable.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Why the program ends: the one table from what happened to an exit code. The codes follow sysexits and are part of the
-//! contract: systemd restarts the service after all of them but 64 and 78.
+//! Why the program ends: the one table from what happened to an exit code. The codes follow sysexits and are part of
+//! the contract: systemd restarts the service after all of them but 64 and 78.
 
 use std::process::ExitCode;
 

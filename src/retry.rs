@@ -102,8 +102,8 @@ impl Drop for Outage {
     }
 }
 
-/// Repeats `call` while the server is away, until it answers, fails for good or `stop` is requested. Only for calls that
-/// may be carried out twice: reads, and definitions that tolerate having been made already.
+/// Repeats `call` while the server is away, until it answers, fails for good or `stop` is requested. Only for calls
+/// that may be carried out twice: reads, and definitions that tolerate having been made already.
 ///
 /// # Errors
 /// [`Stopped`].

@@ -218,8 +218,8 @@ impl Signals {
         Ok(Self { stream: signal_hook_tokio::Signals::new([SIGTERM, SIGINT, SIGHUP])? })
     }
 
-    /// Turns signals into wishes, until a stop has been requested: SIGTERM and SIGINT into `stop`, SIGHUP into a message
-    /// on `reload`. A reload that is already waiting there covers further ones.
+    /// Turns signals into wishes, until a stop has been requested: SIGTERM and SIGINT into `stop`, SIGHUP into a
+    /// message on `reload`. A reload that is already waiting there covers further ones.
     pub async fn run(mut self, stop: Stop, reload: mpsc::Sender<()>) {
         loop {
             let signal = tokio::select! {

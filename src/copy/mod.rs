@@ -1,8 +1,8 @@
 //! The initial copy: every selected collection, several at once, as raw bytes.
 //!
-//! The copy is fuzzy: each document is read at some moment after the start optime, and the replay of everything after that
-//! optime makes the whole consistent. So a document that is already there is no error, and one that is read twice does no
-//! harm. Secondary indexes wait until the replay has caught up.
+//! The copy is fuzzy: each document is read at some moment after the start optime, and the replay of everything after
+//! that optime makes the whole consistent. So a document that is already there is no error, and one that is read
+//! twice does no harm. Secondary indexes wait until the replay has caught up.
 
 mod collection;
 mod pace;
@@ -85,8 +85,8 @@ impl Copier {
         Error::other(self.source.side, "copy a collection", format!("internal error: {panic}"))
     }
 
-    /// What is left to copy, smallest first, so that the largest is taken (from the end) first and does not run alone at
-    /// the end.
+    /// What is left to copy, smallest first, so that the largest is taken (from the end) first and does not run alone
+    /// at the end.
     async fn queue(
         &self,
         catalogue: &Catalogue,

@@ -1,7 +1,8 @@
 //! Who may ask what. Pure: headers in, verdict out.
 //!
 //! - The unix socket: whoever may open it may do everything.
-//! - TCP: with a token, every request but `/health/*` wants it. Without one, reading is free and nothing can be changed.
+//! - TCP: with a token, every request but `/health/*` wants it. Without one, reading is free and nothing can be
+//!   changed.
 //!   What changes something must also not look like a page in somebody's browser: JSON, a known `Host`, no foreign
 //!   `Origin`. That holds even if a token leaks into a browser.
 

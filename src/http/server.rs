@@ -242,6 +242,7 @@ fn make_socket(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     }
     let listener = UnixListener::bind(&new)?;
     fs::set_permissions(&new, Permissions::from_mode(0o660))?;
+    #[expect(clippy::disallowed_methods, reason = "a socket is made anew at every start")]
     fs::rename(&new, path)?;
     let inode = fs::symlink_metadata(path)?.ino();
     Ok((listener, SocketFile { path: path.to_owned(), inode }))

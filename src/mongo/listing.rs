@@ -69,7 +69,7 @@ pub async fn matching(
         listed.push(Listed {
             namespace: Namespace::new(database, name),
             kind: document.get_str("type").unwrap_or("collection").to_owned(),
-            uuid: document.get_document("info").ok().and_then(|info| uuid_of(info)),
+            uuid: document.get_document("info").ok().and_then(uuid_of),
             options: document.get_document("options").cloned().unwrap_or_default(),
             id_index: document.get_document("idIndex").ok().cloned(),
         });
@@ -85,8 +85,8 @@ fn uuid_of(info: &Document) -> Option<Uuid> {
     }
 }
 
-/// The indexes of the collection with this UUID, `_id` included. An index that is still being built is left out: whether
-/// it will ever be there is told by a later oplog entry.
+/// The indexes of the collection with this UUID, `_id` included. An index that is still being built is left out:
+/// whether it will ever be there is told by a later oplog entry.
 ///
 /// # Errors
 /// The call failed; code 26 if the collection is gone.

@@ -203,8 +203,8 @@ fn split(changes: Changes) -> (Vec<Change>, Vec<Change>) {
     changes.into_changes().partition(Change::is_removal)
 }
 
-/// Runs tasks, so many at once, and collects what they return. After the first failure no more are begun, but those that
-/// run are waited for: nothing lands after this returns.
+/// Runs tasks, so many at once, and collects what they return. After the first failure no more are begun, but those
+/// that run are waited for: nothing lands after this returns.
 async fn all<T, F>(
     limit: usize,
     tasks: impl Iterator<Item = F>,

@@ -1,5 +1,5 @@
-//! Carrying the source's changes out on the target, window by window: [`window`] gathers oplog entries, [`plan`] folds them
-//! to their net effect (pure), [`apply`] writes documents, [`define`] carries out definitions.
+//! Carrying the source's changes out on the target, window by window: [`window`] gathers oplog entries, [`plan`]
+//! folds them to their net effect (pure), [`apply`] writes documents, [`define`] carries out definitions.
 
 pub mod apply;
 mod chunk;

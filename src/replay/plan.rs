@@ -1,8 +1,8 @@
 //! The plan of a window: what its oplog entries come to in the end. Pure.
 //!
-//! Between two definitions (create, rename, ...) operations on different documents commute, so a *stage* holds one net
-//! change a document and may be applied in any order and by many workers. A definition is a barrier: everything before it
-//! is applied first. The exception is a capped collection, whose changes keep their order.
+//! Between two definitions (create, rename, ...) operations on different documents commute, so a *stage* holds one
+//! net change a document and may be applied in any order and by many workers. A definition is a barrier: everything
+//! before it is applied first. The exception is a capped collection, whose changes keep their order.
 
 use std::collections::HashMap;
 

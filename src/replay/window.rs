@@ -78,7 +78,8 @@ pub struct WindowBuilder {
 }
 
 impl WindowBuilder {
-    /// Goes on from `resume`: entries from `resume.read_from` on follow; what commits after `resume.applied` is planned.
+    /// Goes on from `resume`: entries from `resume.read_from` on follow; what commits after `resume.applied` is
+    /// planned.
     #[must_use]
     pub fn new(selection: Selection, resume: ResumePoint) -> Self {
         Self {

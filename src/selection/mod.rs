@@ -202,8 +202,8 @@ impl Selection {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// The databases that are concerned, on the source or under their names on the target; none where a glob leaves open
-    /// which.
+    /// The databases that are concerned, on the source or under their names on the target; none where a glob leaves
+    /// open which.
     #[must_use]
     pub fn named_databases(&self, on_target: bool) -> Vec<String> {
         if self.include.iter().any(|pattern| pattern.database.contains('*')) {

@@ -1,4 +1,5 @@
-//! The tail as a task: reads the oplog for as long as it is wanted, over every outage of the source, into a short queue.
+//! The tail as a task: reads the oplog for as long as it is wanted, over every outage of the source, into a short
+//! queue.
 
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::sync::mpsc;

@@ -1,9 +1,9 @@
 //! Where to begin, so that nothing is lost.
 //!
-//! The start optime T0 is the newest *majority-committed* optime, taken before anything is listed: every other "now" a
-//! server offers may lie beyond a hole in the oplog, an entry that gets its place before and its contents after. An entry
-//! of a transaction that was prepared before T0 and commits after it lies before T0 as well, so reading begins at the
-//! oldest of those, and applying after T0.
+//! The start optime T0 is the newest *majority-committed* optime, taken before anything is listed: every other "now"
+//! a server offers may lie beyond a hole in the oplog, an entry that gets its place before and its contents after. An
+//! entry of a transaction that was prepared before T0 and commits after it lies before T0 as well, so reading begins
+//! at the oldest of those, and applying after T0.
 
 use bson::doc;
 

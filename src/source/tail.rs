@@ -1,8 +1,8 @@
 //! Reading the oplog in order, with majority read concern, from a known entry on.
 //!
-//! A query from a timestamp that the oplog no longer holds silently begins at the oldest entry left, and after a rollback
-//! another entry may stand at the same timestamp. So reading always begins *at* the last entry known, and that entry must
-//! come back first, in the same term.
+//! A query from a timestamp that the oplog no longer holds silently begins at the oldest entry left, and after a
+//! rollback another entry may stand at the same timestamp. So reading always begins *at* the last entry known, and
+//! that entry must come back first, in the same term.
 
 use std::time::Duration;
 
@@ -78,8 +78,8 @@ impl Tail {
         Ok(Self { source: source.clone(), cursor, expected: Some(from) })
     }
 
-    /// The next fetch: entries in order, or none if there was nothing new for half a second. The entry that reading began
-    /// at is among the first ones; whoever has it already skips it.
+    /// The next fetch: entries in order, or none if there was nothing new for half a second. The entry that reading
+    /// began at is among the first ones; whoever has it already skips it.
     ///
     /// # Errors
     /// [`TailError::Lost`] if reading did not begin at the entry asked for, or fell off the end of the oplog since.

@@ -193,7 +193,8 @@ fn mend(found: &Found, file: &File) -> Result<Option<Segment>, SpoolError> {
 }
 
 /// Whether a sound frame behind the bad one at `bad` tells that the bad one had been durable. After a power cut sound
-/// frames may well follow bad ones, as disks write in any order; but those were written after the last sync, and say so.
+/// frames may well follow bad ones, as disks write in any order; but those were written after the last sync, and say
+/// so.
 fn was_durable(segment: &SegmentFile<'_>, bad: u64, end: u64) -> Result<bool, SpoolError> {
     let mut from = bad + 1;
     while from < end {

@@ -30,7 +30,8 @@ pub struct Now {
 /// The lag in seconds, never negative; `None` until something is known.
 ///
 /// - Something is not applied: the age of the first such entry.
-/// - Everything seen is applied: 0 while the source has been seen within [`SOURCE_SEEN_MAX`]; else the time since it was
+/// - Everything seen is applied: 0 while the source has been seen within [`SOURCE_SEEN_MAX`]; else the time since it
+///   was
 ///   seen, so that the lag grows while the source cannot be seen.
 /// - The source is ahead by an amount nobody knows: the time since the target was last level with it.
 #[must_use]

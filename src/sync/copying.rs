@@ -25,7 +25,8 @@ use crate::telemetry::events;
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 const LOG_EVERY: u32 = 10;
 
-/// Chooses the moment to copy from and what to copy, and makes both durable. Nothing has been written to the target yet.
+/// Chooses the moment to copy from and what to copy, and makes both durable. Nothing has been written to the target
+/// yet.
 ///
 /// # Errors
 /// [`Interrupted`]; in the end of existing data in the way, with nothing written.
@@ -210,7 +211,7 @@ async fn show(context: Context, counters: Arc<Counters>, began: Instant, stop: S
             status.totals.bytes_copied = progress.bytes;
         });
         round += 1;
-        if round % LOG_EVERY == 0 {
+        if round.is_multiple_of(LOG_EVERY) {
             events::copy_progress(&progress);
         }
     }

@@ -42,8 +42,8 @@ pub enum Entries {
 }
 
 impl Entries {
-    /// Calls `each` for every entry in order, until it fails. What is no document at all is passed as an empty one, which
-    /// no decoder takes.
+    /// Calls `each` for every entry in order, until it fails. What is no document at all is passed as an empty one,
+    /// which no decoder takes.
     ///
     /// # Errors
     /// The first error of `each`.

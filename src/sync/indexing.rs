@@ -1,5 +1,5 @@
-//! Building the secondary indexes, once the target has caught up with the copy: before that, half-replayed documents could
-//! break the rules that indexes make.
+//! Building the secondary indexes, once the target has caught up with the copy: before that, half-replayed documents
+//! could break the rules that indexes make.
 
 use std::time::Instant;
 

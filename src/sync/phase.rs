@@ -1,4 +1,5 @@
-//! The life of a migration as one explicit state machine. Pure: [`Phase::next`] is the only way from one phase to another.
+//! The life of a migration as one explicit state machine. Pure: [`Phase::next`] is the only way from one phase to
+//! another.
 
 use serde::{Deserialize, Serialize};
 

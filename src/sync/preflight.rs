@@ -1,5 +1,5 @@
-//! What has to hold before anything is written: topology, versions, privileges, and that source and target are two. Reads
-//! only; used by the start of the daemon and by `snapsync check`.
+//! What has to hold before anything is written: topology, versions, privileges, and that source and target are two.
+//! Reads only; used by the start of the daemon and by `snapsync check`.
 
 use std::collections::BTreeSet;
 

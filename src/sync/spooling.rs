@@ -133,7 +133,7 @@ async fn take(
             break;
         }
         // A full spool waits: meanwhile the source's oplog holds what is to come, as long as it reaches.
-        if round % 60 == 0 {
+        if round.is_multiple_of(60) {
             events::spool_short(writer.bytes(), writer.max_bytes());
         }
         round += 1;

@@ -113,7 +113,7 @@ pub async fn source(source: Deployment, standing: Standing, stop: Stop) {
             }
             Err(error) => outage.report(&error),
         }
-        if round % WINDOW_EVERY == 0 {
+        if round.is_multiple_of(WINDOW_EVERY) {
             match tail::window_wall_ms(&source).await {
                 Ok(window) => standing.board.update(|status| {
                     status.oplog_window_seconds = window.map(|(oldest, newest)| {

@@ -1,5 +1,5 @@
-//! Definitions on the target: collections, views, indexes. Each call is safe to make again, and says by its result whether
-//! it found the thing done already. Drops go by UUID only.
+//! Definitions on the target: collections, views, indexes. Each call is safe to make again, and says by its result
+//! whether it found the thing done already. Drops go by UUID only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -201,8 +201,8 @@ impl Definer {
         tolerate(result, &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND])
     }
 
-    /// Builds indexes and waits until they are ready; joins a build that is running already. An index that is there under
-    /// the same name with other options is replaced.
+    /// Builds indexes and waits until they are ready; joins a build that is running already. An index that is there
+    /// under the same name with other options is replaced.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -396,7 +396,7 @@ mod tests {
         let namespace = Namespace::new("a", "b");
         let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };
         let command = create_command(&namespace, &clustered, None);
-        assert_eq!(command.get_i64("expireAfterSeconds"), Ok(i64::from(NEVER_EXPIRES)));
+        assert_eq!(command.get_i64("expireAfterSeconds").unwrap(), i64::from(NEVER_EXPIRES));
     }
 
     #[test]

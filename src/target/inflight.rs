@@ -76,7 +76,7 @@ async fn wait_out(
         if left.is_empty() {
             return Ok(());
         }
-        if round % 50 == 0 {
+        if round.is_multiple_of(50) {
             tracing::info!(
                 operations = left.len(),
                 "waiting for operations of an earlier run to end on the target"

@@ -1,5 +1,6 @@
-//! The lease: one document on the target that says which daemon may write there. It carries a generation that grows with
-//! every taking, and a mirror of the position. Times are the server's own, so that two hosts with different clocks agree.
+//! The lease: one document on the target that says which daemon may write there. It carries a generation that grows
+//! with every taking, and a mirror of the position. Times are the server's own, so that two hosts with different
+//! clocks agree.
 
 use std::time::Duration;
 
@@ -48,8 +49,8 @@ fn expiry() -> Document {
     doc! { "$add": ["$$NOW", millis(LEASE_TIME)] }
 }
 
-/// Takes the lease if it is free, expired, or was held by an earlier run of the same migration. The caller holds the lock
-/// of the state directory, so an earlier run of the same migration is dead.
+/// Takes the lease if it is free, expired, or was held by an earlier run of the same migration. The caller holds the
+/// lock of the state directory, so an earlier run of the same migration is dead.
 ///
 /// # Errors
 /// The call failed.

@@ -1,5 +1,6 @@
-//! Everything that is written to the target: documents ([`writers`], [`statements`]), definitions ([`definitions`]), the
-//! lease that says who may write ([`lease`]), and what has to be cleared away before the first write ([`inflight`]).
+//! Everything that is written to the target: documents ([`writers`], [`statements`]), definitions ([`definitions`]),
+//! the lease that says who may write ([`lease`]), and what has to be cleared away before the first write
+//! ([`inflight`]).
 
 pub mod definitions;
 pub mod inflight;

@@ -116,7 +116,8 @@ pub fn halted(reason: &str, remedy: &str) {
     error!(reason, remedy, "halted: {reason}; {remedy}");
 }
 
-/// A server is not answering, for `away` by now. Said at first and then at growing distances; it is waited for, for ever.
+/// A server is not answering, for `away` by now. Said at first and then at growing distances; it is waited for, for
+/// ever.
 pub fn unreachable(side: Side, hosts: &str, away: Duration, why: &str) {
     warn!(
         side = %side,

@@ -1,8 +1,9 @@
 //! Carries log lines to the journal, or to stderr as text or JSON.
 //!
 //! The journal and a pipe on stderr both make the writer wait when their reader stands still, and a daemon that waits
-//! there is killed by its watchdog. So whoever logs only puts a record into a bounded queue; a thread of its own writes.
-//! When the queue is full the record is dropped and counted, and the number is logged once there is room again.
+//! there is killed by its watchdog. So whoever logs only puts a record into a bounded queue; a thread of its own
+//! writes. When the queue is full the record is dropped and counted, and the number is logged once there is room
+//! again.
 
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;

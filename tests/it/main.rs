@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::disallowed_methods,
     clippy::print_stderr,
     unreachable_pub,
     reason = "test helpers panic with what went wrong, and their modules are shared with the demo"
