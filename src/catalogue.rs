@@ -8,6 +8,7 @@ use bson::{Document, Uuid};
 use serde::{Deserialize, Serialize};
 
 use crate::namespace::Namespace;
+use crate::status::HeldBack;
 
 /// A BSON document of the control plane (options, an index specification), stored byte for byte.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -78,6 +79,27 @@ impl Catalogue {
     pub fn at_target(&self, target: &Namespace) -> Option<Uuid> {
         let found = self.collections.iter().find(|(_, collection)| collection.target == *target);
         found.map(|(uuid, _)| *uuid)
+    }
+
+    /// What the target does not have as the source states it, until cutover.
+    #[must_use]
+    pub fn held_back(&self) -> Vec<HeldBack> {
+        let mut held_back = Vec::new();
+        for collection in self.collections.values() {
+            let name = collection.target.to_string();
+            if collection.options.0.contains_key("expireAfterSeconds") {
+                let what = "expiry of documents".to_owned();
+                held_back.push(HeldBack { collection: name.clone(), what });
+            }
+            let expiring = collection.indexes.iter();
+            for (index, _) in expiring.filter(|(_, spec)| spec.0.contains_key("expireAfterSeconds"))
+            {
+                let what = format!("expiry by the TTL index {index}");
+                held_back.push(HeldBack { collection: name.clone(), what });
+            }
+        }
+        held_back.sort_by(|a, b| a.collection.cmp(&b.collection));
+        held_back
     }
 
     /// The databases on the target that hold something followed, in order.

@@ -7,7 +7,7 @@ use bson::{Uuid, doc};
 use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, Listed, Side, listing, run};
 use crate::namespace::Namespace;
-use crate::retry::Stopped;
+use crate::retry::{Stopped, until_reached};
 use crate::selection::Selection;
 use crate::state::catalogue::CatalogueStore;
 use crate::stop::Stop;
@@ -120,12 +120,16 @@ async fn create(
         if let Some(uuid) = made {
             return Ok(uuid);
         }
-        match definer.find(name, stop).await?.and_then(|listed| listed.uuid) {
-            Some(uuid) => definer.drop_collection(name, uuid, stop).await?,
-            None => continue,
+        let Some(uuid) = definer.find(name, stop).await?.and_then(|listed| listed.uuid) else {
+            continue;
+        };
+        let target = definer.deployment();
+        if until_reached(target.side, stop, || holds_documents(target, name)).await? {
+            break;
         }
+        definer.drop_collection(name, uuid, stop).await?;
     }
-    let text = "a view or another collection keeps taking the name";
+    let text = "the target has something of that name that snapsync did not make";
     Err(Stopped::Failed(Error::other(Side::Target, format!("create {name}"), text)))
 }
 

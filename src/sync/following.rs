@@ -61,6 +61,8 @@ pub struct Follower {
     tolerant_until: Ts,
     /// The first window after a start goes at least to here: it was begun before.
     reach: Ts,
+    /// Whether the target is the source at one moment at every window end, with its indexes.
+    settled: bool,
 }
 
 impl Follower {
@@ -86,6 +88,7 @@ impl Follower {
             builder,
             tolerant_until: consistent_from.max(intent),
             reach: intent,
+            settled: false,
         }
     }
 
@@ -122,6 +125,7 @@ impl Follower {
             // The entry to read from stays: a restart begins with it.
             feed.consumed(Ts::new(resume.read_from.ts.t, resume.read_from.ts.i.saturating_sub(1)));
         }
+        self.settle(stop).await?;
         self.judge()?;
         if level
             && matches!(feed, Feed::Spooled { .. })
@@ -202,10 +206,10 @@ impl Follower {
         let tolerant = before.resume.unwrap_or_default().applied.ts < self.tolerant_until;
         let Window { plan, end, first_wall_ms, entries } = window;
         let operations = plan.operations;
+        let defines = plan.defines();
         if !plan.steps.is_empty() {
             let intent = before.intent.unwrap_or_default().max(end.applied.ts);
             records.change(|record| record.intent = Some(intent))?;
-            let defines = plan.defines();
             self.applier.apply(plan, tolerant, stop).await?;
             if defines {
                 self.context.catalogue.save()?;
@@ -230,8 +234,8 @@ impl Follower {
             status.totals.entries_read = record.totals.entries_read;
             status.totals.entries_applied = record.totals.entries_applied;
         });
-        if tolerant && end.applied.ts >= self.tolerant_until {
-            self.settle(stop).await?;
+        if defines {
+            self.show_held_back();
         }
         Ok(())
     }
@@ -239,6 +243,10 @@ impl Follower {
     /// The first window end at which the target is the source at one moment: what must hold from here on is looked at,
     /// and the indexes are built if they have not been.
     async fn settle(&mut self, stop: &Stop) -> Result<(), Interrupted> {
+        let resume = self.context.records.get().resume.unwrap_or_default();
+        if self.settled || resume.applied.ts < self.tolerant_until {
+            return Ok(());
+        }
         let missing = {
             let catalogue = self.context.catalogue.read();
             let missing = catalogue.collections.values().find(|found| found.target_uuid.is_none());
@@ -250,22 +258,27 @@ impl Follower {
                 remedy: "somebody dropped it there; to copy anew, see docs/limits.md".into(),
             });
         }
-        indexing::build_all(&self.context, stop).await
+        indexing::build_all(&self.context, stop).await?;
+        self.show_held_back();
+        self.settled = true;
+        Ok(())
     }
 
-    /// Whether the target follows closely.
+    fn show_held_back(&self) {
+        let held_back = self.context.catalogue.read().held_back();
+        self.context.board.update(|status| status.held_back = held_back);
+    }
+
+    /// Whether the target follows closely by now. That it does not any more is seen by the supervisor, even while a
+    /// window waits for a server.
     fn judge(&self) -> Result<(), Interrupted> {
         let Some(lag) = self.context.board.lag_seconds() else { return Ok(()) };
         let max = self.context.config.live.max_lag.as_secs_f64();
-        let record = self.context.records.get();
-        let settled = record.resume.unwrap_or_default().applied.ts >= self.tolerant_until
-            && self.context.catalogue.read().indexes_built;
-        match record.phase {
+        match self.context.records.get().phase {
             // Half of the limit, so that the state does not flutter.
-            Phase::CatchingUp { .. } if settled && lag <= max / 2.0 => {
+            Phase::CatchingUp { .. } if self.settled && lag <= max / 2.0 => {
                 self.context.happen(Event::CaughtUp).map(drop)
             }
-            Phase::Live { .. } if lag > max => self.context.happen(Event::FellBehind).map(drop),
             _ => Ok(()),
         }
     }

@@ -62,6 +62,9 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
                 outcome = &mut work => break outcome,
                 _ = ticks.tick() => {
                     beat.beat();
+                    if let Err(exit) = fall_behind(&context) {
+                        break Err(exit);
+                    }
                     show_systemd(&board, &stop);
                 }
                 Some(_) = reloads.recv() => startup::reload(&inputs, logs, &context),
@@ -74,6 +77,19 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
     services.abort_all();
     events::stopped();
     lost.and(outcome)
+}
+
+/// Leaves `live` when the lag is too large, also while the work itself waits for a server.
+fn fall_behind(context: &Context) -> Result<(), Exit> {
+    let max = context.config.live.max_lag.as_secs_f64();
+    let behind = context.board.lag_seconds().is_some_and(|lag| lag > max);
+    if !behind || context.board.state() != State::Live {
+        return Ok(());
+    }
+    match context.happen(Event::FellBehind) {
+        Err(Interrupted::Exit(exit)) => Err(exit),
+        _ => Ok(()),
+    }
 }
 
 fn show_systemd(board: &StatusBoard, stop: &Stop) {

@@ -42,6 +42,12 @@ impl Definer {
         Self { deployment, checks_uuid, app_name, commands: Arc::default() }
     }
 
+    /// The deployment that is defined on.
+    #[must_use]
+    pub fn deployment(&self) -> &Deployment {
+        &self.deployment
+    }
+
     /// Where to write a collection: its name, and its UUID where the server checks it.
     #[must_use]
     pub fn place(&self, namespace: &Namespace, uuid: Option<Uuid>) -> Place {
