@@ -1,7 +1,9 @@
-//! `make bench`: the main job at full size. One gibibyte in a million documents is copied while a writer never rests, then
-//! followed; what it took is printed as JSON: seconds, processor seconds, peak memory, and the delay of probe writes.
+//! `make bench`: the main job at full size. One gibibyte in a million documents is copied while a writer never rests,
+//! then followed; what it took is printed as JSON: seconds, processor seconds, peak memory, and the delay of probe
+//! writes.
 //!
-//! `BENCH_DOCUMENTS` (1000000) of about 1 KiB, `BENCH_RATE` (1200) operations a second, `BENCH_SECONDS` (60) of following.
+//! `BENCH_DOCUMENTS` (1000000) of about 1 KiB, `BENCH_RATE` (1200) operations a second, `BENCH_SECONDS` (60) of
+//! following.
 
 #![allow(
     clippy::unwrap_used,
