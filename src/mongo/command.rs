@@ -27,26 +27,6 @@ pub async fn run(
     Ok(reply)
 }
 
-/// As [`run`], for a command that is already BSON.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_raw(
-    deployment: &Deployment,
-    database: &str,
-    action: &str,
-    command: RawDocumentBuf,
-) -> Result<Document, Error> {
-    let reply = deployment
-        .client
-        .database(database)
-        .run_raw_command(command)
-        .await
-        .map_err(|error| deployment.error(action, &error))?;
-    check_write_concern(deployment, action, &reply)?;
-    Ok(reply)
-}
-
 fn check_write_concern(
     deployment: &Deployment,
     action: &str,

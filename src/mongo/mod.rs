@@ -10,7 +10,7 @@ mod server;
 mod session;
 
 pub use client::{Deployment, PoolOptions};
-pub use command::{cursor_documents, run, run_raw};
+pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
 pub use listing::Listed;
 pub use server::{Hello, ServerFacts, Version};
