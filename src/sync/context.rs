@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::phase::{Event, Phase};
 use super::record::RecordStore;
-use super::watch::Standing;
+use super::standing::Standing;
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};

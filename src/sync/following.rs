@@ -81,7 +81,7 @@ impl Follower {
             workers: context.config.replay_workers(),
         };
         let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
-        context.standing.resumes_at(resume, false);
+        context.standing.resumes_at(resume);
         Self {
             context,
             applier,
@@ -116,7 +116,7 @@ impl Follower {
                 return Err(interrupted);
             }
         };
-        let result = self.carry_out(began, level, stop).await;
+        let result = self.carry_out(began, stop).await;
         if let Err(interrupted) = result {
             let _also = feed.finish().await;
             return Err(interrupted);
@@ -146,6 +146,9 @@ impl Follower {
         let first = feed.next(stop).await.map_err(failed)?;
         stop.check()?;
         if first.is_empty() && self.reach <= self.builder.last_read().ts {
+            if matches!(feed, Feed::Direct(_)) {
+                self.context.standing.source_exhausted();
+            }
             return Ok(true);
         }
         let began = Instant::now();
@@ -184,21 +187,13 @@ impl Follower {
             remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
         })?;
         if let Some(first_wall_ms) = self.builder.first_wall_ms() {
-            self.context.standing.pending(first_wall_ms);
+            self.context.standing.window_from(first_wall_ms);
         }
         Ok(())
     }
 
-    async fn carry_out(
-        &mut self,
-        began: Instant,
-        level: bool,
-        stop: &Stop,
-    ) -> Result<(), Interrupted> {
+    async fn carry_out(&mut self, began: Instant, stop: &Stop) -> Result<(), Interrupted> {
         let Some(window) = self.builder.finish() else {
-            if level && let Some(resume) = self.context.records.get().resume {
-                self.context.standing.resumes_at(resume, true);
-            }
             return Ok(());
         };
         let records = &self.context.records;
@@ -221,7 +216,7 @@ impl Follower {
             record.totals.entries_read += entries;
             record.totals.entries_applied += operations;
         })?;
-        self.context.standing.resumes_at(end, level);
+        self.context.standing.resumes_at(end);
         let from = before.resume.map_or(first_wall_ms, |resume| resume.wall_ms);
         self.context.board.update(|status| {
             status.window = Some(WindowReport {

@@ -12,6 +12,7 @@ pub mod preflight;
 mod reconcile;
 pub mod record;
 pub mod spooling;
+pub mod standing;
 pub mod startup;
 pub mod supervisor;
 pub mod watch;

@@ -12,7 +12,8 @@ use super::deltas::Counter;
 use super::phase::Phase;
 use super::preflight::{self, Check, Verdict};
 use super::record::{Record, RecordStore, Totals};
-use super::watch::{self, Standing};
+use super::standing::Standing;
+use super::watch;
 use super::{copying, reconcile};
 use crate::config::{Config, Inputs, OnExistingData};
 use crate::copy::{Pace, prepare};
@@ -295,7 +296,8 @@ fn watch_over(
     tasks: &mut JoinSet<Result<(), Exit>>,
     stop: &Stop,
 ) {
-    let source = watch::source(context.source.clone(), context.standing.clone(), stop.clone());
+    let (standing, board) = (context.standing.clone(), context.board.clone());
+    let source = watch::source(context.source.clone(), standing, board, stop.clone());
     tasks.spawn(async move {
         source.await;
         Ok(())
