@@ -98,7 +98,12 @@ impl Feed {
         match self {
             Self::Direct(reader) => tokio::select! {
                 () = stop.requested() => Ok(Entries::Spooled(Batch::default())),
-                fetched = reader.next() => taken(fetched.ok_or(FeedError::Ended)?),
+                fetched = reader.next() => match fetched {
+                    Some(fetched) => taken(fetched),
+                    // The tail hears of a stop as well, and may be seen to end before the stop is.
+                    None if stop.is_requested() => Ok(Entries::Spooled(Batch::default())),
+                    None => Err(FeedError::Ended),
+                },
             },
             Self::Spooled { spooler, reader } => {
                 spooler.check()?;
