@@ -44,7 +44,11 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
     let mut services = JoinSet::new();
     services.spawn(signals.run(stop.clone(), reload));
     services.spawn(systemd::run_watchdog(heartbeat));
-    let started = startup::start(config, board.clone(), control, &stop).await;
+    let started = {
+        // Servers are looked for, and operations of earlier runs waited out.
+        let _waiting = beat.wait_for("the start");
+        startup::start(config, board.clone(), control, &stop).await
+    };
     let (context, held) = match started {
         Ok(started) => started,
         Err(Interrupted::Stop) => return Ok(()),
@@ -72,6 +76,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
         }
     };
     events::stopping();
+    systemd::stopping(STOP_WITHIN);
     stop.request();
     let lost = held.release().await;
     services.abort_all();
