@@ -96,13 +96,15 @@ pub async fn start(
     }
     let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
     let asking = connect(&config, Side::Target, "snapsync control", CONTROL_CONNECTIONS).await?;
-    let (source_facts, target_facts) = pass_checks(&source, &asking, &config).await?;
+    let (source_facts, target_facts) =
+        unless_stopped(stop, pass_checks(&source, &asking, &config)).await?;
     show_deployments(&board, &source_facts, &target_facts);
     let records = Arc::new(open_record(&config)?);
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = owner(&record.instance);
-    refuse_early(&config, &source, &asking, &source_facts, &record, &owner).await?;
+    let looking = refuse_early(&config, &source, &asking, &source_facts, &record, &owner);
+    unless_stopped(stop, looking).await?;
     let generation = take_lease(&asking, &owner).await?;
     let name = inflight::app_name(&record.instance, generation);
     let target = connect(&config, Side::Target, &name, config_connections(&config)).await?;
@@ -126,6 +128,17 @@ pub async fn start(
     watch_over(&context, &asking, &owner, generation, &mut tasks, stop);
     let held = Held { target: asking, owner, generation, stop: stop.clone(), tasks, _lock: lock };
     Ok((context, held))
+}
+
+/// Carries out what only reads, and gives it up when asked to stop.
+async fn unless_stopped<T>(
+    stop: &Stop,
+    reading: impl Future<Output = Result<T, Exit>>,
+) -> Result<T, Interrupted> {
+    tokio::select! {
+        () = stop.requested() => Err(Interrupted::Stop),
+        result = reading => Ok(result?),
+    }
 }
 
 fn lock(config: &Config) -> Result<StateLock, Exit> {
