@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors and go to standard output.
             let code = if error.use_stderr() { Code::Usage.into() } else { ExitCode::SUCCESS };
-            return match error.print() {
+            return match print_usage(&error) {
                 Ok(()) => code,
                 Err(_) => ExitCode::FAILURE,
             };
@@ -109,6 +109,30 @@ pub fn main() -> ExitCode {
         }
         Command::Status { json, watch } => ask_status(&inputs, json, watch),
     }
+}
+
+/// Prints what is wrong with the arguments. The text quotes them, and somebody may have put a URI where none belongs.
+#[expect(clippy::print_stderr, reason = "the last words of a command")]
+fn print_usage(error: &clap::Error) -> std::io::Result<()> {
+    let text = error.render().to_string();
+    let hidden = without_credentials(&text);
+    if hidden == text {
+        return error.print();
+    }
+    eprint!("{hidden}");
+    Ok(())
+}
+
+/// Hides, in each line, everything between the scheme of the first URI and the last @: no user or host name is needed
+/// to find the argument, and what is hidden too much does no harm.
+fn without_credentials(text: &str) -> String {
+    let hide = |line: &str| match (line.find("://"), line.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}://***{}", &line[..scheme], &line[at..])
+        }
+        _ => line.to_owned(),
+    };
+    text.split_inclusive('\n').map(hide).collect()
 }
 
 fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
@@ -144,4 +168,18 @@ fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
 fn fail(exit: &Exit) -> ExitCode {
     eprintln!("snapsync: {exit}");
     exit.code.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_quoted_arguments_are_hidden() {
+        let text = "error: unexpected argument 'mongodb://u:a b://c@d@h/' found\n\nUsage: snapsync <X@Y>\n";
+        let hidden =
+            "error: unexpected argument 'mongodb://***@h/' found\n\nUsage: snapsync <X@Y>\n";
+        assert_eq!(without_credentials(text), hidden);
+        assert_eq!(without_credentials("a@b mongodb://h\n"), "a@b mongodb://h\n");
+    }
 }
