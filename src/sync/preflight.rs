@@ -40,8 +40,7 @@ impl Check {
     }
 }
 
-/// Older sources write updates in a format (`$v: 1`) that is not replayed yet.
-const OLDEST: Version = Version(5, 0, 0);
+const OLDEST: Version = Version(4, 2, 0);
 /// From here on untested: accepted with a warning.
 const UNTESTED: Version = Version(6, 1, 0);
 
@@ -213,7 +212,9 @@ async fn granted(
         Side::Source => "`backup` and `readAnyDatabase`",
         Side::Target => "`readWriteAnyDatabase`, `dbAdminAnyDatabase` and `restore`",
     };
-    let text = format!("missing: {}; the roles {roles} grant them", missing.join(", "));
+    let missing = missing.join(", ");
+    let text =
+        format!("the user on the {side} lacks privileges: {missing}; the roles {roles} grant them");
     Ok(vec![Check::new(name, Verdict::Fail, text)])
 }
 
@@ -221,7 +222,10 @@ async fn unauthenticated(deployment: &Deployment, name: String) -> Result<Check,
     match crate::mongo::listing::databases(deployment).await {
         Ok(_) => Ok(Check::new(name, Verdict::Pass, "no authentication on this deployment")),
         Err(error) if error.failure == Failure::Privilege => {
-            let text = "the deployment wants authentication and the URI has no user";
+            let side = deployment.side;
+            let text = format!(
+                "the {side} wants authentication and its URI has no user; add user and password"
+            );
             Ok(Check::new(name, Verdict::Fail, text))
         }
         Err(error) => Err(error),
@@ -290,7 +294,7 @@ mod tests {
 
     #[test]
     fn old_and_untested_versions_are_told_apart() {
-        assert_eq!(version(Side::Source, Version(4, 4, 29)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(4, 0, 28)).verdict, Verdict::Fail);
         assert_eq!(version(Side::Source, Version(6, 0, 27)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(7, 0, 0)).verdict, Verdict::Warn);
     }
