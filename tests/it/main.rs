@@ -12,3 +12,4 @@
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;
 mod harness_works;
+mod refusals;

@@ -145,11 +145,15 @@ impl Daemon {
         self.folder.path().join("snapsync.toml")
     }
 
+    /// Its unix socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
     /// Runs another command of the program, `snapsync ARGS… --config FILE`, to its end.
     pub fn command(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(find_snapsync());
+        let mut command = program();
         command.args(args).arg("--config").arg(self.config_file());
-        clean_environment(&mut command);
         command.output().expect("run snapsync")
     }
 
@@ -160,8 +164,7 @@ impl Daemon {
 
     /// `POST path` with a JSON body over the unix socket, as `snapsync pause` and the like do.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Reply, String> {
-        let socket = self.folder.path().join("control.sock");
-        http::over_socket(&socket, "POST", path, body.to_string()).await
+        http::over_socket(&self.control_socket(), "POST", path, body.to_string()).await
     }
 
     /// `GET /status` as JSON; an error if the daemon does not answer now.
@@ -266,6 +269,14 @@ fn spawn(folder: &Folder, options: &DaemonOptions) -> Process {
         command.env("RUST_BACKTRACE", "1").envs(options.env.iter().cloned());
     };
     Process::start(&find_snapsync(), command, &folder.path().join("daemon.log"))
+}
+
+/// The program under test without arguments, in an environment without a service manager; for commands that have no
+/// daemon.
+pub fn program() -> Command {
+    let mut command = Command::new(find_snapsync());
+    clean_environment(&mut command);
+    command
 }
 
 /// What a service manager sets would change what the daemon does.

@@ -35,7 +35,21 @@ impl Reply {
 
 /// `GET path` over TCP.
 pub async fn get(address: &str, path: &str) -> Result<Reply, String> {
-    let request = build(address, "GET", path, String::new())?;
+    over_tcp(address, "GET", path, &[], String::new()).await
+}
+
+/// `method path` with further headers and a JSON body over TCP.
+pub async fn over_tcp(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&'static str, &str)],
+    body: String,
+) -> Result<Reply, String> {
+    let mut request = build(address, method, path, body)?;
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().map_err(|_| "a bad header")?);
+    }
     let exchange = async {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         exchange(stream, request).await

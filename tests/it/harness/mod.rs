@@ -26,8 +26,8 @@ mod replica_set;
 mod wait;
 mod workload;
 
-pub use daemon::{Daemon, DaemonOptions};
-pub use http::Reply;
+pub use daemon::{Daemon, DaemonOptions, program};
+pub use http::{Reply, over_socket, over_tcp};
 pub use mongod::Mongod;
 pub use oracle::{Comparison, assert_equal, documents_in, quiesce, user_databases};
 pub use replica_set::{Pair, ReplicaSet, ReplicaSetOptions};
