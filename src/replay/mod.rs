@@ -5,7 +5,5 @@ pub mod apply;
 mod chunk;
 mod conflicts;
 pub mod define;
-#[cfg(test)]
-mod model;
 pub mod plan;
 pub mod window;
