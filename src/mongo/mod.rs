@@ -6,6 +6,7 @@ mod client;
 mod command;
 mod error;
 pub mod listing;
+mod probe;
 mod server;
 mod session;
 
@@ -13,6 +14,7 @@ pub use client::{Deployment, PoolOptions};
 pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
 pub use listing::Listed;
+pub use probe::strangers;
 pub use server::{Hello, ServerFacts, Version};
 pub(crate) use session::bson_count;
 pub use session::{StatementError, WriteReply, WriteSession};

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use bson::{Bson, Document, doc};
 
-use crate::config::Config;
-use crate::mongo::{Deployment, Error, Failure, ServerFacts, Side, Version, run};
+use crate::config::{Config, Uri};
+use crate::mongo::{Deployment, Error, Failure, ServerFacts, Side, Version, run, strangers};
 use crate::source::{start, tail};
 
 /// What became of one check.
@@ -53,8 +53,8 @@ pub async fn check(
     target: &Deployment,
     config: &Config,
 ) -> Result<(Vec<Check>, ServerFacts, ServerFacts), Error> {
-    let source_facts = ServerFacts::ask(source).await?;
-    let target_facts = ServerFacts::ask(target).await?;
+    let source_facts = facts(source, &config.source.uri).await?;
+    let target_facts = facts(target, &config.target.uri).await?;
     let mut checks = vec![
         topology(Side::Source, &source_facts),
         topology(Side::Target, &target_facts),
@@ -70,6 +70,17 @@ pub async fn check(
         checks.extend(granted(target, config, TARGET_ACTIONS, &[]).await?);
     }
     Ok((checks, source_facts, target_facts))
+}
+
+/// What a deployment is. When no member of the replica set is found although all hosts answer, that is said instead.
+async fn facts(deployment: &Deployment, uri: &Uri) -> Result<ServerFacts, Error> {
+    match ServerFacts::ask(deployment).await {
+        Err(error) if error.is_unreachable() => match strangers(uri).await {
+            Some(text) => Err(Error::other(deployment.side, "find the replica set", text)),
+            None => Err(error),
+        },
+        facts => facts,
+    }
 }
 
 fn topology(side: Side, facts: &ServerFacts) -> Check {
