@@ -220,7 +220,7 @@ pub static KEYS: &[Key] = &[
     key("sync.on_divergence", Choice(&["resync", "halt"]), "resync", Restart, "What to do when source and target differ: copy the namespaces concerned again, or stop for a person."),
     key("resync.keep_replaced", millis(0, YEAR), "24h", Restart, "How long a collection that a resync replaced is kept."),
     key("live.max_lag", millis(100, DAY), "10s", InFlight, "The lag above which the state is no longer `live`."),
-    key("copy.workers", WORKERS, "0", InFlight, "Parallel readers and writers of the copy; 0 = chosen from the machine."),
+    key("copy.workers", WORKERS, "0", Restart, "Parallel readers and writers of the copy; 0 = chosen from the machine."),
     key("copy.max_bytes_per_second", size_or_zero(64 * KIB, TIB, "no limit"), "0", InFlight, "The pace of the copy, in bytes of documents a second."),
     key("replay.workers", WORKERS, "0", InFlight, "Parallel writers of the replay; 0 = chosen from the machine."),
     key("memory.max_bytes", size(64 * MIB, TIB), "256MiB", InFlight, "The memory that documents and entries under way may take."),

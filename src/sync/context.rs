@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::phase::{Event, Phase};
 use super::record::RecordStore;
 use super::standing::Standing;
+use super::tuning::InForce;
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};
@@ -89,8 +90,10 @@ impl From<crate::mongo::Error> for Interrupted {
 /// What all acts share.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The configuration in force.
+    /// The configuration of this start.
     pub config: Arc<Config>,
+    /// What of it may change in flight.
+    pub tuning: InForce,
     /// Read from.
     pub source: Deployment,
     /// Version of the source.

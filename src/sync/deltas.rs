@@ -1,9 +1,8 @@
 //! Counting: the difference in documents of every collection, round after round.
 
-use std::time::Duration;
-
 use bson::{Bson, doc};
 
+use super::tuning::InForce;
 use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, bson_count, run};
 use crate::state::catalogue::CatalogueStore;
@@ -23,18 +22,23 @@ pub struct Counter {
     pub target: Deployment,
     /// What is counted.
     pub store: std::sync::Arc<CatalogueStore>,
+    /// How often, and what is logged.
+    pub tuning: InForce,
     /// Where the result is shown.
     pub board: StatusBoard,
 }
 
 impl Counter {
-    /// Counts every `interval` while the target follows the source, until stopped.
-    pub async fn run(self, interval: Duration, mut log: DeltaLog, stop: Stop) {
+    /// Counts every `delta.interval` while the target follows the source, until stopped.
+    pub async fn run(self, stop: Stop) {
+        let mut log = DeltaLog::new(self.tuning.get().delta_log);
         let mut from = WallTime::now();
         loop {
-            if stop.sleep(interval).await.is_err() {
+            let tuning = self.tuning.get();
+            if stop.sleep(tuning.delta_interval).await.is_err() {
                 return;
             }
+            log.set_mode(self.tuning.get().delta_log);
             let to = WallTime::now();
             if self.follows() {
                 match self.round().await {

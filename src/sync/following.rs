@@ -78,7 +78,7 @@ impl Follower {
             writers: context.writers.clone(),
             store: context.catalogue.clone(),
             selection: context.config.sync.selection.clone(),
-            workers: context.config.replay_workers(),
+            workers: context.tuning.get().replay_workers,
         };
         let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
         context.standing.resumes_at(resume);
@@ -153,7 +153,7 @@ impl Follower {
         }
         let began = Instant::now();
         let longest = self.gather_limit();
-        let bytes_max = usize::try_from(self.context.config.memory.max_bytes / WINDOW_SHARE)
+        let bytes_max = usize::try_from(self.context.tuning.get().memory_bytes_max / WINDOW_SHARE)
             .unwrap_or(usize::MAX);
         self.take(&first)?;
         loop {
@@ -176,8 +176,8 @@ impl Follower {
 
     fn gather_limit(&self) -> Duration {
         match self.context.board.state() {
-            State::Live => self.context.config.sync.window,
-            _ => GATHER_BEHIND.max(self.context.config.sync.window),
+            State::Live => self.context.tuning.get().window,
+            _ => GATHER_BEHIND.max(self.context.tuning.get().window),
         }
     }
 
@@ -205,6 +205,7 @@ impl Follower {
         if !plan.steps.is_empty() {
             let intent = before.intent.unwrap_or_default().max(end.applied.ts);
             records.change(|record| record.intent = Some(intent))?;
+            self.applier.workers = self.context.tuning.get().replay_workers;
             self.applier.apply(plan, tolerant, stop).await?;
             if defines {
                 self.context.catalogue.save()?;
@@ -268,7 +269,7 @@ impl Follower {
     /// window waits for a server.
     fn judge(&self) -> Result<(), Interrupted> {
         let Some(lag) = self.context.board.lag_seconds() else { return Ok(()) };
-        let max = self.context.config.live.max_lag.as_secs_f64();
+        let max = self.context.tuning.get().max_lag.as_secs_f64();
         match self.context.records.get().phase {
             // Half of the limit, so that the state does not flutter.
             Phase::CatchingUp { .. } if self.settled && lag <= max / 2.0 => {

@@ -13,9 +13,10 @@ use super::phase::Phase;
 use super::preflight::{self, Check, Verdict};
 use super::record::{Record, RecordStore, Totals};
 use super::standing::Standing;
+use super::tuning::{InForce, Tuning};
 use super::watch;
 use super::{copying, reconcile};
-use crate::config::{Config, Inputs, OnExistingData};
+use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
 use crate::http::control::Control;
@@ -30,8 +31,6 @@ use crate::target::definitions::Definer;
 use crate::target::inflight;
 use crate::target::lease::{self, Owner, Taken};
 use crate::target::writers::Writers;
-use crate::telemetry::delta_log::DeltaLog;
-use crate::telemetry::logging::LogHandle;
 
 /// How long a server may stay away at start before the program gives up with 69.
 const START_SELECTION: Duration = Duration::from_secs(10);
@@ -116,6 +115,7 @@ pub async fn start(
         source_version: source_facts.version,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
+        tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
         target,
@@ -328,38 +328,12 @@ fn watch_over(
         source: context.source.clone(),
         target: asking.clone(),
         store: context.catalogue.clone(),
+        tuning: context.tuning.clone(),
         board: context.board.clone(),
     };
-    let log = DeltaLog::new(context.config.delta.log);
-    let counting = counter.run(context.config.delta.interval, log, stop.clone());
+    let counting = counter.run(stop.clone());
     tasks.spawn(async move {
         counting.await;
         Ok(())
     });
-}
-
-/// Takes over what may change in flight; a configuration with errors changes nothing.
-pub fn reload(inputs: &Inputs, logs: &LogHandle, context: &Context) {
-    let loaded = match Config::load(inputs) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            tracing::error!("the configuration was not reloaded: {errors}");
-            return;
-        }
-    };
-    let changes = context.config.changes(&loaded.config);
-    logs.set_level(loaded.config.log.level);
-    context.pace.set(loaded.config.copy.max_bytes_per_second.unwrap_or(0));
-    const IN_FLIGHT: [&str; 2] = ["log.level", "copy.max_bytes_per_second"];
-    let (taken, later): (Vec<&str>, Vec<&str>) =
-        changes.reloadable.iter().copied().partition(|key| IN_FLIGHT.contains(key));
-    tracing::info!("configuration reloaded; taken over: {}", list(&taken));
-    let later: Vec<&str> = later.into_iter().chain(changes.needs_restart).collect();
-    if !later.is_empty() {
-        tracing::warn!("these changes need a restart: {}", list(&later));
-    }
-}
-
-fn list(keys: &[&str]) -> String {
-    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }

@@ -11,7 +11,7 @@ use super::feed::Feed;
 use super::following::Follower;
 use super::phase::{Event, Phase};
 use super::spooling::Spooler;
-use super::startup;
+use super::{reload, startup};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::http::control::{Command, Control, Refusal};
@@ -61,6 +61,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
     let outcome = {
         let mut work = std::pin::pin!(work(&context, &mut commands, &stop));
         let mut ticks = tokio::time::interval(BEAT_EVERY);
+        let mut newest = context.config.clone();
         loop {
             tokio::select! {
                 outcome = &mut work => break outcome,
@@ -71,7 +72,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
                     }
                     show_systemd(&board, &stop);
                 }
-                Some(_) = reloads.recv() => startup::reload(&inputs, logs, &context),
+                Some(_) = reloads.recv() => reload::reload(&inputs, logs, &context, &mut newest),
             }
         }
     };
@@ -86,7 +87,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
 
 /// Leaves `live` when the lag is too large, also while the work itself waits for a server.
 fn fall_behind(context: &Context) -> Result<(), Exit> {
-    let max = context.config.live.max_lag.as_secs_f64();
+    let max = context.tuning.get().max_lag.as_secs_f64();
     let behind = context.board.lag_seconds().is_some_and(|lag| lag > max);
     if !behind || context.board.state() != State::Live {
         return Ok(());
