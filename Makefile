@@ -1,7 +1,7 @@
 # PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
 PROFILE ?= release
 
-.PHONY: build test lint mongod demo deny
+.PHONY: build test lint mongod demo bench deny
 
 build:
 	cargo build --locked --profile $(PROFILE)
@@ -22,6 +22,10 @@ mongod:
 demo: mongod
 	cargo build --locked --profile $(PROFILE) --bin snapsync
 	@cargo run --locked --quiet --profile $(PROFILE) --example demo
+
+# BENCH_DOCUMENTS (1000000), BENCH_RATE (1200), BENCH_SECONDS (60).
+bench: mongod
+	cargo bench --locked --bench main_job
 
 deny:
 	cargo deny --offline check licenses bans sources

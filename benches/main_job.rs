@@ -1,7 +1,9 @@
-//! `make bench`: the main job at full size. One gibibyte in a million documents is copied while a writer never rests, then
-//! followed; what it took is printed as JSON: seconds, processor seconds, peak memory, and the delay of probe writes.
+//! `make bench`: the main job at full size. One gibibyte in a million documents is copied while a writer never rests,
+//! then followed; what it took is printed as JSON: seconds, processor seconds, peak memory, and the delay of probe
+//! writes.
 //!
-//! `BENCH_DOCUMENTS` (1000000) of about 1 KiB, `BENCH_RATE` (1200) operations a second, `BENCH_SECONDS` (60) of following.
+//! `BENCH_DOCUMENTS` (1000000) of about 1 KiB, `BENCH_RATE` (1200) operations a second, `BENCH_SECONDS` (60) of
+//! following.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,14 +46,8 @@ async fn main() {
         .map(|(kind, name)| load(source.client(), name, kind, documents / 5));
     futures_util::future::join_all(loads).await;
     eprintln!("loaded {documents} documents");
-    let options = WorkloadOptions {
-        namespaces: COLLECTIONS.map(str::to_owned).to_vec(),
-        rate: rate as f64,
-        keys: 50_000,
-        ..WorkloadOptions::default()
-    };
     let written_from = Instant::now();
-    let workload = Workload::start(source.client(), options).await;
+    let workloads = write(source.client(), rate).await;
     let started = Instant::now();
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
     daemon.wait_status("the copy to end", COPY_TIMEOUT, |s| s["copy"]["complete"] == true).await;
@@ -64,7 +60,10 @@ async fn main() {
     let delays = probe(source.client(), target.client(), Duration::from_secs(seconds)).await;
     let followed = following.elapsed();
     let cpu_followed = processor_seconds(daemon.process_id()) - cpu_live;
-    let counts = workload.stop().await;
+    let mut written_in_all = 0;
+    for workload in workloads {
+        written_in_all += workload.stop().await.total();
+    }
     let written = written_from.elapsed();
     quiesce(&mut daemon, &source).await;
     let equal = Comparison::new(source.client(), target.client()).run().await;
@@ -78,13 +77,30 @@ async fn main() {
         "processor_seconds_until_live": cpu_live,
         "processor_share_while_following": cpu_followed / followed.as_secs_f64(),
         "peak_memory_mib": peak_kib / 1024,
-        "writes_per_second": counts.total() as f64 / written.as_secs_f64(),
+        "writes_per_second": written_in_all as f64 / written.as_secs_f64(),
         "probe_delay_ms": { "count": delays.len(), "p50": quantile(&delays, 0.5),
             "p99": quantile(&delays, 0.99), "max": quantile(&delays, 1.0) },
         "equal": equal.is_ok(),
     });
     println!("{result:#}");
     equal.expect("source and target are equal");
+}
+
+/// Several writers, as one waits for each of its writes.
+async fn write(client: &Client, rate: u64) -> Vec<Workload> {
+    const WRITERS: u64 = 8;
+    let mut workloads = Vec::new();
+    for seed in 0..WRITERS {
+        let options = WorkloadOptions {
+            seed,
+            namespaces: COLLECTIONS.map(str::to_owned).to_vec(),
+            rate: rate as f64 / WRITERS as f64,
+            keys: 50_000,
+            ..WorkloadOptions::default()
+        };
+        workloads.push(Workload::start(client, options).await);
+    }
+    workloads
 }
 
 fn setting(name: &str, default: u64) -> u64 {

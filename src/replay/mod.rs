@@ -5,5 +5,7 @@ pub mod apply;
 mod chunk;
 mod conflicts;
 pub mod define;
+#[cfg(test)]
+mod model;
 pub mod plan;
 pub mod window;

@@ -73,7 +73,11 @@ impl Scan {
         let options = source.client.selection_criteria().cloned().unwrap_or(
             SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary),
         );
-        let options = RunCursorCommandOptions::builder().selection_criteria(options).build();
+        // The command's own batchSize holds for the first batch only.
+        let options = RunCursorCommandOptions::builder()
+            .selection_criteria(options)
+            .batch_size(request.batch_documents)
+            .build();
         let cursor = source
             .client
             .database(&request.database)
