@@ -9,6 +9,9 @@
     reason = "test helpers panic with what went wrong, and their modules are shared with the demo"
 )]
 
+mod cases;
+mod documents;
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;
 mod harness_works;
+mod scenario;
