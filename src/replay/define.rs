@@ -318,17 +318,12 @@ fn note_modification(
                     immediate.insert("index", change);
                 }
             }
+            // "off". The target does not expire anything, whatever it is on the source.
             ("expireAfterSeconds", bson::Bson::String(_)) => {
                 collection.options.0.remove(key);
-                immediate.insert(key, value.clone());
             }
             ("expireAfterSeconds", _) => {
-                let expired_before = collection.options.0.contains_key(key);
                 collection.options.0.insert(key, value.clone());
-                if !expired_before {
-                    let never = i64::from(crate::target::definitions::NEVER_EXPIRES);
-                    immediate.insert(key, never);
-                }
             }
             ("cappedSize", _) => {
                 collection.options.0.insert("size", value.clone());

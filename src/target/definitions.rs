@@ -364,12 +364,11 @@ fn create_command(
     let mut command = doc! { "create": &namespace.collection };
     for (key, value) in options {
         // `temp` is refused by the command; a temporary gets its lasting name by a rename. `autoIndexId` is gone.
-        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid") {
+        // What expires documents is held back; it is left out, because for a collection, unlike for an index, servers
+        // refuse more seconds than have passed since 1970.
+        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid" | "expireAfterSeconds") {
             command.insert(key, value.clone());
         }
-    }
-    if command.contains_key("expireAfterSeconds") {
-        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
     }
     if let Some(id_index) = id_index {
         command.insert("idIndex", held_back_index(id_index));
@@ -384,9 +383,6 @@ fn create_time_series(name: &str, options: &Document) -> Document {
         if let Some(value) = options.get(key) {
             command.insert(key, value.clone());
         }
-    }
-    if options.contains_key("expireAfterSeconds") {
-        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
     }
     command
 }
@@ -415,8 +411,8 @@ mod tests {
     #[test]
     fn buckets_are_made_by_their_time_series() {
         let namespace = Namespace::new("a", "system.buckets.t");
-        let options =
-            doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" } };
+        let options = doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" },
+        "expireAfterSeconds": 5_i64 };
         let command = create_command(&namespace, &options, None);
         assert_eq!(command, doc! { "create": "t", "timeseries": { "timeField": "t" } });
     }
