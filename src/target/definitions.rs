@@ -243,7 +243,7 @@ impl Definer {
         specs: &[Document],
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        let specs: Vec<Document> = specs.iter().map(held_back_index).collect();
+        let specs: Vec<Document> = specs.iter().map(index_to_build).collect();
         let namespace = &place.namespace;
         let mut command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
         if let Some(uuid) = place.uuid {
@@ -342,6 +342,18 @@ fn tolerate(result: Result<Document, Stopped<Error>>, codes: &[i32]) -> Result<(
     }
 }
 
+/// A specification as `createIndexes` has to be told it. One without a collation is simple; left out of the command, it
+/// would become that of the collection.
+fn index_to_build(spec: &Document) -> Document {
+    let mut spec = held_back_index(spec);
+    // Indexes of version 1 have no collation, and none is taken for them.
+    let version_one = spec.get("v").is_some_and(|v| *v == 1_i32.into() || *v == 1_i64.into());
+    if !spec.contains_key("collation") && !version_one {
+        spec.insert("collation", doc! { "locale": "simple" });
+    }
+    spec
+}
+
 /// An index specification as it is built while following: one that expires documents never does.
 fn held_back_index(spec: &Document) -> Document {
     let mut spec = spec.clone();
@@ -395,10 +407,12 @@ mod tests {
     fn what_expires_documents_is_held_back() {
         let spec = held_back_index(&doc! { "v": 2, "ns": "a.b", "expireAfterSeconds": 5 });
         assert_eq!(spec, doc! { "v": 2, "expireAfterSeconds": NEVER_EXPIRES });
+        let built = index_to_build(&doc! { "v": 1, "key": {} });
+        assert_eq!(built, doc! { "v": 1, "key": {} });
         let namespace = Namespace::new("a", "b");
         let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };
         let command = create_command(&namespace, &clustered, None);
-        assert_eq!(command.get_i64("expireAfterSeconds").unwrap(), i64::from(NEVER_EXPIRES));
+        assert_eq!(command, doc! { "create": "b", "clusteredIndex": {} });
     }
 
     #[test]
