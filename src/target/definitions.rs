@@ -11,6 +11,7 @@ use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
 use crate::namespace::Namespace;
 use crate::retry::{Backoff, Outage, Stopped, until_reached};
+use crate::selection::STAGING_PREFIX;
 use crate::stop::Stop;
 
 const NAMESPACE_NOT_FOUND: i32 = 26;
@@ -306,6 +307,20 @@ impl Definer {
         let action = format!("drop the view {view}");
         let result = self.define(&view.database, &action, command, stop).await;
         tolerate(result, &[NAMESPACE_NOT_FOUND])
+    }
+
+    /// Makes the place where a database stores its views, if it has none: it stays when the last view is dropped.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn make_view_store(&self, database: &str, stop: &Stop) -> Result<(), Stopped<Error>> {
+        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_some() {
+            return Ok(());
+        }
+        let passing = Namespace::new(database, format!("{STAGING_PREFIX}view"));
+        let definition = doc! { "viewOn": "nothing", "pipeline": [] };
+        self.put_view(&passing, &definition, stop).await?;
+        self.drop_view(&passing, stop).await
     }
 
     /// Drops a time-series collection with its buckets.
