@@ -10,6 +10,7 @@
 )]
 
 mod cases;
+mod definitions;
 mod documents;
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;

@@ -24,6 +24,8 @@ pub enum Step {
     Rename(&'static str, &'static str),
     /// The same over a collection that is there.
     RenameOver(&'static str, &'static str),
+    /// The `applyOps` command. Namespaces are given without their database.
+    ApplyOps(Vec<Document>),
     /// Commands in one transaction, which commits.
     Transaction(Vec<Document>),
     /// Commands in one transaction, which is aborted.
@@ -55,7 +57,7 @@ impl Scenario {
     async fn run_all(&self, client: &Client, database: &str, steps: &[Step]) {
         for step in steps {
             let result = run(client, database, step).await;
-            result.unwrap_or_else(|error| panic!("{}: {step:?}: {error}", self.name));
+            result.unwrap_or_else(|error| panic!("{} ({database}): {error}\n{step:?}", self.name));
         }
     }
 }
@@ -86,6 +88,14 @@ async fn run(client: &Client, database: &str, step: &Step) -> Result<(), String>
             let (from, to) = (full_name(database, from), full_name(database, to));
             let command = doc! {"renameCollection": from, "to": to, "dropTarget": drop};
             accepted(client, "admin", command).await
+        }
+        Step::ApplyOps(operations) => {
+            let mut operations = operations.clone();
+            for operation in &mut operations {
+                let name = operation.get_str("ns").expect("ns").to_owned();
+                operation.insert("ns", format!("{database}.{name}"));
+            }
+            accepted(client, "admin", doc! {"applyOps": operations}).await
         }
         Step::Transaction(commands) => {
             let mut session = transaction(client, database, commands).await?;
