@@ -33,6 +33,10 @@ impl Applier {
             }
             Definition::PutView { view, definition } => self.put_view(view, definition, stop).await,
             Definition::DropView { view } => self.drop_view(&view, stop).await,
+            Definition::MakeViewStore { database } => {
+                let target = self.selection.target_of(&Namespace::new(&database, "system.views"));
+                Ok(self.definer.make_view_store(&target.database, stop).await?)
+            }
             Definition::DropViews { database } => {
                 let views: Vec<Namespace> = self.store.read().views.keys().cloned().collect();
                 for view in views.iter().filter(|view| view.database == database) {
