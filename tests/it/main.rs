@@ -15,4 +15,5 @@ mod documents;
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;
 mod harness_works;
+mod overlap;
 mod scenario;

@@ -343,6 +343,11 @@ fn views() -> Vec<Scenario> {
         ),
         scenario("last_view_dropped", vec![view("v", "a", 1)], vec![drop("v")]),
         scenario("view_made_and_dropped", vec![fill("a")], vec![view("v", "a", 1), drop("v")]),
+        scenario(
+            "view_refused",
+            vec![fill("a")],
+            vec![Step::Refused(doc! {"create": "v", "viewOn": "v", "pipeline": []})],
+        ),
         scenario("no_view_left", vec![fill("a"), view("v", "a", 1), drop("v")], vec![]),
     ]
 }
