@@ -2,7 +2,7 @@
 //! of them is on the target. A collection is its UUID on the source; its names and its UUID on the target are only
 //! where to find it. Pure data: whoever changes the target changes the catalogue with it and has it made durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bson::{Document, Uuid};
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,10 @@ pub struct Catalogue {
     pub collections: BTreeMap<Uuid, Collection>,
     /// Views by their name on the source.
     pub views: BTreeMap<Namespace, View>,
+    /// Databases on the target that have a place where views are stored, even where it is empty: it is part of what is
+    /// compared. As of the copy; later ones come with their views.
+    #[serde(default)]
+    pub view_stores: BTreeSet<String>,
     /// Whether the secondary indexes are on the target. Until they have been built, after the catch-up with the copy,
     /// index definitions change this catalogue only.
     pub indexes_built: bool,

@@ -99,6 +99,10 @@ pub async fn create_all(
     for view in views {
         definer.put_view(&view.target, &view.definition.0, stop).await?;
     }
+    let stores = store.read().view_stores.clone();
+    for database in stores {
+        definer.make_view_store(&database, stop).await?;
+    }
     Ok(())
 }
 

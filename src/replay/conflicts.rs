@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
-use bson::{RawDocumentBuf, Uuid, doc};
+use bson::{RawArrayBuf, RawDocumentBuf, Uuid};
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
+use mongodb::{Client, ClientSession};
 
 use super::apply::{Applier, ApplyError};
 use super::chunk::{Conflict, put};
@@ -15,7 +16,7 @@ use crate::oplog::document;
 use crate::oplog::id_key::IdKey;
 use crate::retry::{Backoff, Outage, Stopped};
 use crate::stop::Stop;
-use crate::target::statements::Place;
+use crate::target::statements::{self, Place};
 
 /// Documents waiting for a key, by the UUID of their collection on the source.
 #[derive(Debug, Default)]
@@ -62,9 +63,11 @@ impl Conflicts {
         loop {
             let mut left = HashMap::new();
             let mut progress = false;
-            for (uuid, documents) in self.by_collection.drain() {
+            for (uuid, mut documents) in self.by_collection.drain() {
                 let Some((_, place)) = applier.locate(uuid) else { continue };
                 let before = documents.len();
+                // Keys that all move on by one free each other only in one order, which may be the other one.
+                documents.reverse();
                 let documents = put(&applier.writers, &place, documents, stop).await?;
                 progress |= documents.len() < before;
                 if !documents.is_empty() {
@@ -130,21 +133,42 @@ async fn swap_once(
     documents: &[RawDocumentBuf],
 ) -> mongodb::error::Result<()> {
     let client = &applier.writers.deployment().client;
-    let collection = client
-        .database(&place.namespace.database)
-        .collection::<RawDocumentBuf>(&place.namespace.collection);
     let mut session = client.start_session().await?;
     session.start_transaction().write_concern(mongodb::options::WriteConcern::majority()).await?;
-    for document in documents {
-        if let Ok(Some(id)) = document.get("_id") {
-            let id: bson::Bson = id.try_into()?;
-            collection.delete_one(doc! { "_id": { "$eq": id } }).session(&mut session).await?;
-        }
+    let ids = || documents.iter().filter_map(|document| document::id(document));
+    for run in runs(ids().map(statements::remove)) {
+        in_transaction(client, place, place.delete(run), &mut session).await?;
     }
-    collection
-        .insert_many(documents)
-        .bypass_document_validation(true)
-        .session(&mut session)
-        .await?;
+    // Put and not inserted: an insert would change some of them.
+    let puts = ids().zip(documents).map(|(id, document)| statements::put(id, document));
+    for run in runs(puts) {
+        in_transaction(client, place, place.update(run, true), &mut session).await?;
+    }
     session.commit_transaction().await
+}
+
+/// Statements in runs that fit one command.
+fn runs(statements: impl Iterator<Item = RawDocumentBuf>) -> impl Iterator<Item = RawArrayBuf> {
+    let runs = statements::chunks(statements.collect(), |statement: &RawDocumentBuf| {
+        statement.as_bytes().len()
+    });
+    runs.into_iter().map(|run| {
+        let mut array = RawArrayBuf::new();
+        run.into_iter().for_each(|statement| array.push(statement));
+        array
+    })
+}
+
+async fn in_transaction(
+    client: &Client,
+    place: &Place,
+    command: RawDocumentBuf,
+    session: &mut ClientSession,
+) -> mongodb::error::Result<()> {
+    let database = client.database(&place.namespace.database);
+    let reply = database.run_raw_command(command).session(session).await?;
+    match reply.get("writeErrors") {
+        None => Ok(()),
+        Some(errors) => Err(mongodb::error::Error::custom(errors.to_string())),
+    }
 }

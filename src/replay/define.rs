@@ -33,6 +33,10 @@ impl Applier {
             }
             Definition::PutView { view, definition } => self.put_view(view, definition, stop).await,
             Definition::DropView { view } => self.drop_view(&view, stop).await,
+            Definition::MakeViewStore { database } => {
+                let target = self.selection.target_of(&Namespace::new(&database, "system.views"));
+                Ok(self.definer.make_view_store(&target.database, stop).await?)
+            }
             Definition::DropViews { database } => {
                 let views: Vec<Namespace> = self.store.read().views.keys().cloned().collect();
                 for view in views.iter().filter(|view| view.database == database) {
@@ -318,17 +322,12 @@ fn note_modification(
                     immediate.insert("index", change);
                 }
             }
+            // "off". The target does not expire anything, whatever it is on the source.
             ("expireAfterSeconds", bson::Bson::String(_)) => {
                 collection.options.0.remove(key);
-                immediate.insert(key, value.clone());
             }
             ("expireAfterSeconds", _) => {
-                let expired_before = collection.options.0.contains_key(key);
                 collection.options.0.insert(key, value.clone());
-                if !expired_before {
-                    let never = i64::from(crate::target::definitions::NEVER_EXPIRES);
-                    immediate.insert(key, never);
-                }
             }
             ("cappedSize", _) => {
                 collection.options.0.insert("size", value.clone());

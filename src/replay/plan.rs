@@ -119,6 +119,11 @@ pub enum Definition {
         /// Name on the source.
         view: Namespace,
     },
+    /// The place where a database stores its views was made. Mostly a view follows, but it may have been refused.
+    MakeViewStore {
+        /// Name on the source.
+        database: String,
+    },
     /// All views of a database were dropped with the place where they are stored.
     DropViews {
         /// Name on the source.
@@ -393,7 +398,8 @@ fn definitions(
     let ddl = Ddl::decode(operation.ns, o, o2)?;
     let change = match ddl {
         Ddl::Create { collection, .. } if collection.collection == "system.views" => {
-            return Ok(Vec::new());
+            let make = Definition::MakeViewStore { database: collection.database.clone() };
+            return Ok(if selection.includes(&collection) { vec![make] } else { Vec::new() });
         }
         Ddl::Drop { collection } if collection.collection == "system.views" => {
             let drop = Definition::DropViews { database: collection.database.clone() };

@@ -49,7 +49,9 @@ async fn add(
         }
         // Made with the buckets; and views are made one by one, never by writing where they are stored.
         ("timeseries", _) => {}
-        (_, Some(_)) if entry.namespace.collection == "system.views" => {}
+        (_, Some(_)) if entry.namespace.collection == "system.views" => {
+            catalogue.view_stores.insert(target.database);
+        }
         (_, Some(uuid)) => {
             let Some(indexes) = indexes(source, version, &entry.namespace, uuid).await? else {
                 return Ok(());

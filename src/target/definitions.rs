@@ -11,6 +11,7 @@ use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
 use crate::namespace::Namespace;
 use crate::retry::{Backoff, Outage, Stopped, until_reached};
+use crate::selection::STAGING_PREFIX;
 use crate::stop::Stop;
 
 const NAMESPACE_NOT_FOUND: i32 = 26;
@@ -243,7 +244,7 @@ impl Definer {
         specs: &[Document],
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        let specs: Vec<Document> = specs.iter().map(held_back_index).collect();
+        let specs: Vec<Document> = specs.iter().map(index_to_build).collect();
         let namespace = &place.namespace;
         let mut command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
         if let Some(uuid) = place.uuid {
@@ -308,6 +309,20 @@ impl Definer {
         tolerate(result, &[NAMESPACE_NOT_FOUND])
     }
 
+    /// Makes the place where a database stores its views, if it has none: it stays when the last view is dropped.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn make_view_store(&self, database: &str, stop: &Stop) -> Result<(), Stopped<Error>> {
+        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_some() {
+            return Ok(());
+        }
+        let passing = Namespace::new(database, format!("{STAGING_PREFIX}view"));
+        let definition = doc! { "viewOn": "nothing", "pipeline": [] };
+        self.put_view(&passing, &definition, stop).await?;
+        self.drop_view(&passing, stop).await
+    }
+
     /// Drops a time-series collection with its buckets.
     ///
     /// # Errors
@@ -342,6 +357,18 @@ fn tolerate(result: Result<Document, Stopped<Error>>, codes: &[i32]) -> Result<(
     }
 }
 
+/// A specification as `createIndexes` has to be told it. One without a collation is simple; left out of the command, it
+/// would become that of the collection.
+fn index_to_build(spec: &Document) -> Document {
+    let mut spec = held_back_index(spec);
+    // Indexes of version 1 have no collation, and none is taken for them.
+    let version_one = spec.get("v").is_some_and(|v| *v == 1_i32.into() || *v == 1_i64.into());
+    if !spec.contains_key("collation") && !version_one {
+        spec.insert("collation", doc! { "locale": "simple" });
+    }
+    spec
+}
+
 /// An index specification as it is built while following: one that expires documents never does.
 fn held_back_index(spec: &Document) -> Document {
     let mut spec = spec.clone();
@@ -364,12 +391,11 @@ fn create_command(
     let mut command = doc! { "create": &namespace.collection };
     for (key, value) in options {
         // `temp` is refused by the command; a temporary gets its lasting name by a rename. `autoIndexId` is gone.
-        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid") {
+        // What expires documents is held back; it is left out, because for a collection, unlike for an index, servers
+        // refuse more seconds than have passed since 1970.
+        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid" | "expireAfterSeconds") {
             command.insert(key, value.clone());
         }
-    }
-    if command.contains_key("expireAfterSeconds") {
-        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
     }
     if let Some(id_index) = id_index {
         command.insert("idIndex", held_back_index(id_index));
@@ -385,9 +411,6 @@ fn create_time_series(name: &str, options: &Document) -> Document {
             command.insert(key, value.clone());
         }
     }
-    if options.contains_key("expireAfterSeconds") {
-        command.insert("expireAfterSeconds", i64::from(NEVER_EXPIRES));
-    }
     command
 }
 
@@ -399,10 +422,12 @@ mod tests {
     fn what_expires_documents_is_held_back() {
         let spec = held_back_index(&doc! { "v": 2, "ns": "a.b", "expireAfterSeconds": 5 });
         assert_eq!(spec, doc! { "v": 2, "expireAfterSeconds": NEVER_EXPIRES });
+        let built = index_to_build(&doc! { "v": 1, "key": {} });
+        assert_eq!(built, doc! { "v": 1, "key": {} });
         let namespace = Namespace::new("a", "b");
         let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };
         let command = create_command(&namespace, &clustered, None);
-        assert_eq!(command.get_i64("expireAfterSeconds").unwrap(), i64::from(NEVER_EXPIRES));
+        assert_eq!(command, doc! { "create": "b", "clusteredIndex": {} });
     }
 
     #[test]
@@ -415,8 +440,8 @@ mod tests {
     #[test]
     fn buckets_are_made_by_their_time_series() {
         let namespace = Namespace::new("a", "system.buckets.t");
-        let options =
-            doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" } };
+        let options = doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" },
+        "expireAfterSeconds": 5_i64 };
         let command = create_command(&namespace, &options, None);
         assert_eq!(command, doc! { "create": "t", "timeseries": { "timeField": "t" } });
     }

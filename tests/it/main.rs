@@ -9,8 +9,13 @@
     reason = "test helpers panic with what went wrong, and their modules are shared with the demo"
 )]
 
+mod cases;
 mod control;
+mod definitions;
+mod documents;
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;
 mod harness_works;
+mod overlap;
 mod refusals;
+mod scenario;

@@ -31,12 +31,17 @@ pub async fn assert_equal(source: &ReplicaSet, target: &ReplicaSet) {
 
 /// Waits until the daemon is live and has applied everything the source has committed by now. The source must be
 /// quiet from here on, else the two differ again by the time they are compared.
+///
+/// # Panics
+/// If the daemon halts, or does not come so far.
 pub async fn quiesce(daemon: &mut Daemon, source: &ReplicaSet) {
     let newest = source.majority_ts().await;
     let description = format!("live at {}:{}", newest.time, newest.increment);
-    let reached =
-        |status: &serde_json::Value| status["state"] == "live" && resume_point(status) >= newest;
-    daemon.wait_status(&description, Duration::from_secs(90), reached).await;
+    let reached = |status: &serde_json::Value| {
+        status["state"] == "halted" || (status["state"] == "live" && resume_point(status) >= newest)
+    };
+    let status = daemon.wait_status(&description, Duration::from_secs(90), reached).await;
+    assert_ne!(status["state"], "halted", "{}", status["reason"]);
 }
 
 /// The user databases of a deployment, sorted.
@@ -129,11 +134,14 @@ impl<'a> Comparison<'a> {
         if source.kind != target.kind {
             note(found, &format!("{target_name}: {} became {}", source.kind, target.kind));
         }
-        let wanted = if self.strict {
-            source.options.clone()
-        } else {
-            allow_held_back(&source.options, &target.options)
-        };
+        let mut wanted = source.options.clone();
+        if !self.strict {
+            wanted = allow_held_back(&source.options, &target.options);
+            // A collection (unlike an index) does not expire documents if it says nothing.
+            if !target.options.contains_key("expireAfterSeconds") {
+                wanted.remove("expireAfterSeconds");
+            }
+        }
         if !same(&wanted, &target.options) {
             let text = format!("{target_name}: options {wanted} became {}", target.options);
             note(found, &text);

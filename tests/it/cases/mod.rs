@@ -1,0 +1,6 @@
+//! The scenarios, in tables: what is done to documents, to collections, and in transactions.
+
+pub mod chaos;
+pub mod definitions;
+pub mod documents;
+pub mod unique;
