@@ -10,6 +10,7 @@ use bson::{RawDocumentBuf, Uuid};
 use serde::{Deserialize, Serialize};
 
 use crate::mongo::{Error, Side};
+use crate::position::Ts;
 use crate::source::scan::Size;
 use crate::state::{self, StateError};
 
@@ -34,6 +35,8 @@ pub struct CollectionProgress {
 /// How far the copy has come.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
+    /// T0 of the copy it belongs to: of another copy it says nothing.
+    after: Ts,
     collections: BTreeMap<Uuid, CollectionProgress>,
 }
 
@@ -51,13 +54,15 @@ pub struct ProgressStore {
 }
 
 impl ProgressStore {
-    /// Reads what an earlier run left at `path`.
+    /// Reads what an earlier run of the copy from `after` left at `path`.
     ///
     /// # Errors
     /// The file is there and cannot be read.
-    pub fn open(path: PathBuf) -> Result<Self, Error> {
-        let progress = state::load(&path, FORMAT).map_err(|error| failed(&error))?;
-        let inner = Inner { progress: progress.unwrap_or_default(), saved: Instant::now() };
+    pub fn open(path: PathBuf, after: Ts) -> Result<Self, Error> {
+        let found: Option<Progress> = state::load(&path, FORMAT).map_err(|error| failed(&error))?;
+        let progress = found.filter(|progress| progress.after == after);
+        let progress = progress.unwrap_or(Progress { after, collections: BTreeMap::new() });
+        let inner = Inner { progress, saved: Instant::now() };
         Ok(Self { path, inner: Mutex::new(inner) })
     }
 
@@ -157,9 +162,12 @@ mod tests {
             last_id: Some(rawdoc! { "_id": f64::NAN }),
             done: false,
         };
-        let store = ProgressStore::open(path.clone()).unwrap();
+        let store = ProgressStore::open(path.clone(), Ts::new(5, 1)).unwrap();
         store.advance(uuid, progress.clone()).unwrap();
         store.save().unwrap();
-        assert_eq!(ProgressStore::open(path).unwrap().of(&uuid), progress);
+        let again = ProgressStore::open(path.clone(), Ts::new(5, 1)).unwrap();
+        assert_eq!(again.of(&uuid), progress);
+        let another = ProgressStore::open(path, Ts::new(6, 1)).unwrap();
+        assert_eq!(another.of(&uuid), CollectionProgress::default(), "of another copy");
     }
 }

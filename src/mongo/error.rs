@@ -108,8 +108,8 @@ impl Error {
 /// Error codes that say "not now, not this node": stepping down, shutting down, network trouble behind the node,
 /// a write concern that could not be waited out. From the server's error_codes.yml, categories RetriableError and
 /// NotPrimaryError, ShutdownError.
-const TRANSIENT: [i32; 19] = [
-    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 262, 317, 358, 9001, 10107, 11600, 11602, 13435,
+const TRANSIENT: [i32; 20] = [
+    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 262, 317, 358, 365, 9001, 10107, 11600, 11602, 13435,
     13436,
 ];
 const UNAUTHORIZED: i32 = 13;

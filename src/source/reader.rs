@@ -1,6 +1,8 @@
 //! The tail as a task: reads the oplog for as long as it is wanted, over every outage of the source, into a short
 //! queue.
 
+use std::time::{Duration, Instant};
+
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -13,6 +15,10 @@ use crate::stop::Stop;
 
 /// Fetches (up to 16 MiB each) that wait to be taken, at the most.
 const QUEUE: usize = 2;
+
+/// How long the source may end before the entry to read from, as it does for a moment after an election. Longer, and it
+/// has lost that entry.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// What the tail delivers.
 #[derive(Debug)]
@@ -52,23 +58,32 @@ impl Reader {
     }
 
     /// Ends the tail and waits until its cursor is closed.
-    pub async fn finish(self) {
+    pub async fn finish(mut self) {
         self.stop.request();
-        drop(self.queue);
-        if let Err(panic) = self.task.await {
+        self.queue.close();
+        if let Err(panic) = (&mut self.task).await {
             tracing::error!("internal error: the tail failed: {panic}");
         }
+    }
+}
+
+impl Drop for Reader {
+    /// Nobody takes what comes: the task ends.
+    fn drop(&mut self) {
+        self.stop.request();
     }
 }
 
 async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched>, stop: Stop) {
     let mut backoff = Backoff::reconnect();
     let mut outage = Outage::new(source.side);
+    let mut ahead_since = Instant::now();
     loop {
         // Begun anew after every failure, at the last entry delivered, which has to be there still.
         let error = match read_until_failure(&source, &mut last, &sender, &stop, || {
             backoff = Backoff::reconnect();
             outage = Outage::new(source.side);
+            ahead_since = Instant::now();
         })
         .await
         {
@@ -81,7 +96,16 @@ async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched
                 let _nobody = sender.send(Fetched::Lost(lost)).await;
                 return;
             }
-            TailError::Call(error) => outage.report(&error),
+            TailError::Ahead { wanted } if ahead_since.elapsed() > AHEAD_MAX => {
+                let lost = TailError::Lost { wanted, found: "none".to_owned() };
+                let _nobody = sender.send(Fetched::Lost(lost)).await;
+                return;
+            }
+            ahead @ TailError::Ahead { .. } => tracing::info!("{ahead}; waiting"),
+            TailError::Call(error) => {
+                ahead_since = Instant::now();
+                outage.report(&error);
+            }
         }
         if stop.sleep(backoff.next_delay()).await.is_err() {
             return;

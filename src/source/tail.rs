@@ -37,6 +37,13 @@ pub enum TailError {
         /// What came first instead, or "none".
         found: String,
     },
+    /// The source has nothing at or after the entry to read from. A primary that was elected just now may need a moment
+    /// until it says so with majority.
+    #[error("the source's oplog ends before the entry at {wanted}")]
+    Ahead {
+        /// What was asked for.
+        wanted: OpTime,
+    },
     /// The call failed.
     #[error(transparent)]
     Call(#[from] Error),
@@ -149,9 +156,12 @@ pub fn optime_of(entry: &RawDocument) -> Option<OpTime> {
 /// Whether the oplog still holds the entry at `optime`.
 ///
 /// # Errors
-/// [`TailError::Lost`] if it does not.
+/// [`TailError::Lost`] if it does not, [`TailError::Ahead`] if it ends before.
 pub async fn check_held(source: &Deployment, optime: OpTime) -> Result<(), TailError> {
-    check_first(optime, first_at_or_after(source, optime.ts).await?)
+    match first_at_or_after(source, optime.ts).await? {
+        None => Err(TailError::Ahead { wanted: optime }),
+        first => check_first(optime, first),
+    }
 }
 
 /// The first majority-committed entry at or after `ts`, if there is one.

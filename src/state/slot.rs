@@ -25,8 +25,7 @@ const HEADER_BYTES: usize = 28;
 const CHECKED_FROM: usize = 16;
 /// One page, so that writing one area never touches a disk block of the other.
 const AREA_BYTES: usize = 4096;
-const MEND: &str =
-    "move it away and start again: the position is then taken from its mirror on the target";
+const MEND: &str = "restore it from a backup, or remove the state directory and copy anew";
 
 /// The longest JSON text that fits into a [`Slot`], in bytes.
 pub const SLOT_BODY_BYTES_MAX: usize = AREA_BYTES - HEADER_BYTES;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::phase::{Event, Phase};
 use super::record::RecordStore;
@@ -112,6 +113,8 @@ pub struct Context {
     pub board: StatusBoard,
     /// Where source and target stand.
     pub standing: Standing,
+    /// Whether the target is, at every window end, the source at one moment. Before that no counts are compared.
+    pub settled: Arc<AtomicBool>,
     /// Limit of the copy.
     pub pace: Arc<Pace>,
 }

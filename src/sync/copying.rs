@@ -24,6 +24,9 @@ use crate::telemetry::events;
 /// How often the progress is shown, and how often it is logged, in rounds of that.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 const LOG_EVERY: u32 = 10;
+/// Bytes of a segment of the spool.
+const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
+const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Chooses the moment to copy from and what to copy, and makes both durable. Nothing has been written to the target
 /// yet.
@@ -109,7 +112,9 @@ pub fn open_spool(context: &Context) -> Result<SpoolWriter, Interrupted> {
         let configured = context.config.spool.max_bytes.unwrap_or(0);
         crate::durable::create_dir_all_durable(&directory).map_err(SpoolError::from)?;
         let max_bytes = free_space_limit(&directory, configured).map_err(SpoolError::from)?;
-        let limits = SpoolLimits::new(max_bytes);
+        // Space is given back in segments, so that a small spool has small ones.
+        let segment_bytes_max = (max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        let limits = SpoolLimits { segment_bytes_max, ..SpoolLimits::new(max_bytes) };
         let (mut writer, held) = SpoolWriter::open(&directory, limits)?;
         let read_from = context.records.get().resume.unwrap_or_default().read_from;
         if held.is_some_and(|held| held.first > read_from || held.last < read_from) {
@@ -176,8 +181,6 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
 
 fn copier(context: &Context) -> Result<Copier, Interrupted> {
     let resume = context.records.get().resume.unwrap_or_default();
-    let progress = ProgressStore::open(context.config.state.directory.join("copy.json"))
-        .map_err(|error: Error| Interrupted::from(error))?;
     Ok(Copier {
         source: context.source.clone(),
         definer: context.definer.clone(),
@@ -186,9 +189,19 @@ fn copier(context: &Context) -> Result<Copier, Interrupted> {
         after: resume.applied.ts,
         workers: context.config.copy_workers(),
         pace: context.pace.clone(),
-        progress: Arc::new(progress),
+        progress: Arc::new(open_progress(context)?),
         counters: Arc::new(Counters::default()),
     })
+}
+
+/// How far the copy has come.
+///
+/// # Errors
+/// A damaged file.
+pub fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {
+    let after = context.records.get().resume.unwrap_or_default().applied.ts;
+    let path = context.config.state.directory.join("copy.json");
+    ProgressStore::open(path, after).map_err(|error: Error| Interrupted::from(error))
 }
 
 /// Waits until the spool fails, if it ever does.

@@ -1,5 +1,8 @@
 //! Counting: the difference in documents of every collection, round after round.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bson::{Bson, doc};
 
 use super::tuning::InForce;
@@ -21,7 +24,9 @@ pub struct Counter {
     /// Counted by name.
     pub target: Deployment,
     /// What is counted.
-    pub store: std::sync::Arc<CatalogueStore>,
+    pub store: Arc<CatalogueStore>,
+    /// Whether counts may be compared.
+    pub settled: Arc<AtomicBool>,
     /// How often, and what is logged.
     pub tuning: InForce,
     /// Where the result is shown.
@@ -45,7 +50,7 @@ impl Counter {
                     // A state that changed meanwhile makes the counts meaningless.
                     Ok(deltas) if self.follows() => self.report(from, to, deltas, &mut log),
                     Ok(_) => {}
-                    Err(error) => tracing::debug!("no counts this time: {error}"),
+                    Err(error) => tracing::info!("no counts this time: {error}"),
                 }
             }
             from = to;
@@ -54,7 +59,7 @@ impl Counter {
 
     fn follows(&self) -> bool {
         matches!(self.board.state(), State::Live | State::CatchingUp)
-            && self.store.read().indexes_built
+            && self.settled.load(Ordering::Relaxed)
     }
 
     fn report(
@@ -87,7 +92,14 @@ impl Counter {
             let Some(source) = count(&self.source, database, uuid.into()).await? else { continue };
             let target = &collection.target;
             let name = Bson::String(target.collection.clone());
-            let target_count = count(&self.target, &target.database, name).await?.unwrap_or(0);
+            let Some(target_count) = count(&self.target, &target.database, name).await? else {
+                continue;
+            };
+            // Renamed or dropped while it was counted: the counts are of different things.
+            let now = self.store.read().collections.get(&uuid).map(|now| now.target.clone());
+            if now.as_ref() != Some(target) {
+                continue;
+            }
             deltas.push(CollectionDelta::estimated(
                 collection.source.to_string(),
                 collection.target.to_string(),

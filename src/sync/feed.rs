@@ -131,7 +131,7 @@ impl Feed {
         }
     }
 
-    /// Says that entries up to `ts` are not needed any more.
+    /// Says that nothing before `ts` is needed any more; a restart reads from there.
     pub fn consumed(&self, ts: Ts) {
         if let Self::Spooled { spooler, .. } = self {
             spooler.consumed(ts);

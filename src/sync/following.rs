@@ -1,6 +1,7 @@
 //! The act of following: window after window, first from the spool, then live. The order of writes is the promise:
 //! intent durable → the window's writes majority-acknowledged → catalogue and resume point durable → memory → report.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::context::{Context, Interrupted};
@@ -8,7 +9,7 @@ use super::feed::{Feed, FeedError};
 use super::indexing;
 use super::phase::{Event, Phase};
 use crate::exit::{Code, Exit};
-use crate::position::Ts;
+use crate::position::{OpTime, Ts};
 use crate::replay::apply::{Applier, ApplyError};
 use crate::replay::window::{Window, WindowBuilder};
 use crate::retry::Stopped;
@@ -51,6 +52,14 @@ impl From<Stopped<ApplyError>> for Interrupted {
     }
 }
 
+/// What follows after a window.
+enum Next {
+    /// Another one.
+    Window,
+    /// The spool is read to its end: from here on straight from the source.
+    Direct,
+}
+
 /// Follows the source for as long as it may.
 #[derive(Debug)]
 pub struct Follower {
@@ -80,6 +89,7 @@ impl Follower {
             selection: context.config.sync.selection.clone(),
             workers: context.tuning.get().replay_workers,
         };
+        context.settled.store(false, Ordering::Relaxed);
         let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
         context.standing.resumes_at(resume);
         Self {
@@ -98,45 +108,48 @@ impl Follower {
     /// [`Interrupted`], always: following has no end of its own.
     pub async fn run(mut self, mut feed: Feed, stop: &Stop) -> Interrupted {
         loop {
-            match self.step(feed, stop).await {
-                Ok(next) => feed = next,
-                Err(interrupted) => return interrupted,
-            }
+            let interrupted = match self.step(&mut feed, stop).await {
+                Ok(Next::Window) => continue,
+                Ok(Next::Direct) => {
+                    let (source, from) = (self.context.source.clone(), self.reads_from());
+                    match feed.go_direct(&source, from, stop).await {
+                        Ok(direct) => {
+                            feed = direct;
+                            continue;
+                        }
+                        Err(error) => return feed_failure(&error),
+                    }
+                }
+                Err(interrupted) => interrupted,
+            };
+            // The cause that is reported is the first one.
+            let _also = feed.finish().await;
+            return interrupted;
         }
     }
 
-    /// One window, and what follows from it.
-    async fn step(&mut self, mut feed: Feed, stop: &Stop) -> Result<Feed, Interrupted> {
-        let began = Instant::now();
-        let level = match self.gather(&mut feed, stop).await {
-            Ok(level) => level,
-            Err(interrupted) => {
-                // The cause that is reported is the first one.
-                let _also = feed.finish().await;
-                return Err(interrupted);
-            }
-        };
-        let result = self.carry_out(began, stop).await;
-        if let Err(interrupted) = result {
-            let _also = feed.finish().await;
-            return Err(interrupted);
+    /// The last entry read; reading on begins with it.
+    fn reads_from(&self) -> OpTime {
+        let last = self.builder.last_read();
+        if last.ts > Ts::ZERO {
+            return last;
         }
+        self.context.records.get().resume.unwrap_or_default().read_from
+    }
+
+    /// One window, and what follows from it.
+    async fn step(&mut self, feed: &mut Feed, stop: &Stop) -> Result<Next, Interrupted> {
+        let began = Instant::now();
+        let exhausted = self.gather(feed, stop).await?;
+        self.carry_out(began, stop).await?;
         if let Some(resume) = self.context.records.get().resume {
-            // The entry to read from stays: a restart begins with it.
-            feed.consumed(Ts::new(resume.read_from.ts.t, resume.read_from.ts.i.saturating_sub(1)));
+            feed.consumed(resume.read_from.ts);
         }
         self.settle(stop).await?;
         self.judge()?;
-        if level
-            && matches!(feed, Feed::Spooled { .. })
-            && self.context.catalogue.read().indexes_built
-        {
-            let last = self.builder.last_read();
-            let source = &self.context.source;
-            feed =
-                feed.go_direct(source, last, stop).await.map_err(|error| feed_failure(&error))?;
-        }
-        Ok(feed)
+        let spooled = matches!(feed, Feed::Spooled { .. });
+        let direct = exhausted && spooled && self.context.catalogue.read().indexes_built;
+        Ok(if direct { Next::Direct } else { Next::Window })
     }
 
     /// Gathers entries into a window until there are no more, it is large enough, or it has lasted long enough. True if
@@ -257,6 +270,7 @@ impl Follower {
         indexing::build_all(&self.context, stop).await?;
         self.show_held_back();
         self.settled = true;
+        self.context.settled.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -80,10 +80,11 @@ impl Phase {
             (Self::Live { consistent_from }, Event::FellBehind) => {
                 Ok(Self::CatchingUp { consistent_from: *consistent_from })
             }
-            (Self::Halted { from, .. }, Event::Resume) => Ok(from.as_ref().clone()),
+            (Self::Halted { from, .. }, Event::Resume) => Ok(from.after_restart()),
             // The first reason stands: what follows from it would only hide it.
             (Self::Halted { .. }, Event::Halt { .. }) => Ok(self.clone()),
             (_, Event::Halt { reason, remedy }) => {
+                let (reason, remedy) = (shortened(reason), shortened(remedy));
                 Ok(Self::Halted { reason, remedy, from: Box::new(self.clone()) })
             }
             (phase, event) => Err(IllegalTransition { state: phase.state(), event }),
@@ -128,6 +129,18 @@ impl Phase {
             phase => phase.clone(),
         }
     }
+}
+
+/// Bytes of a reason or a remedy at the most: they are kept in a small slot on disk.
+const TEXT_BYTES_MAX: usize = 1000;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        let end = (0..=TEXT_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
 }
 
 #[cfg(test)]

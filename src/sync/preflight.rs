@@ -177,6 +177,7 @@ const TARGET_ACTIONS: &[&str] = &[
     "remove",
     "createCollection",
     "dropCollection",
+    "dropDatabase",
     "createIndex",
     "dropIndex",
     "collMod",

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use bson::Uuid;
 
 use super::context::{Context, Interrupted};
+use super::phase::Phase;
+use crate::copy::CollectionProgress;
 use crate::namespace::Namespace;
 use crate::stop::Stop;
 
@@ -27,20 +29,30 @@ pub(super) async fn names(context: &Context, stop: &Stop) -> Result<(), Interrup
     }
     let gone = context.catalogue.change(|catalogue| {
         let mut gone = Vec::new();
-        for collection in catalogue.collections.values_mut() {
+        for (source_uuid, collection) in &mut catalogue.collections {
             let Some(uuid) = collection.target_uuid else { continue };
             match found.get(&uuid) {
                 Some(name) => collection.target = name.clone(),
                 None => {
-                    gone.push(collection.target.to_string());
+                    gone.push((*source_uuid, collection.target.to_string()));
                     collection.target_uuid = None;
                 }
             }
         }
         gone
     });
-    if !gone.is_empty() {
-        tracing::info!(collections = gone.join(", "), "no longer on the target");
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = gone.iter().map(|(_, name)| name.as_str()).collect();
+    tracing::info!(collections = names.join(", "), "no longer on the target");
+    if context.records.get().phase == Phase::Copying {
+        // They are made anew, so they are copied from the beginning.
+        let progress = super::copying::open_progress(context)?;
+        for (uuid, _) in &gone {
+            progress.advance(*uuid, CollectionProgress::default())?;
+        }
+        progress.save()?;
     }
     Ok(())
 }

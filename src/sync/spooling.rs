@@ -32,7 +32,7 @@ pub struct Spooler {
 #[derive(Debug, Default)]
 struct Shared {
     failure: Mutex<Option<FeedError>>,
-    /// Entries up to here are not needed any more.
+    /// Nothing before this is needed any more.
     consumed: Mutex<Ts>,
 }
 
@@ -56,7 +56,7 @@ impl Spooler {
         Self { task, shared, stop }
     }
 
-    /// Says that entries up to `ts` are not needed any more.
+    /// Says that nothing before `ts` is needed any more; a restart reads from there.
     pub fn consumed(&self, ts: Ts) {
         *self.shared.consumed() = ts;
     }
@@ -77,9 +77,9 @@ impl Spooler {
     ///
     /// # Errors
     /// Why it had ended before.
-    pub async fn finish(self) -> Result<SpoolWriter, FeedError> {
+    pub async fn finish(mut self) -> Result<SpoolWriter, FeedError> {
         self.stop.request();
-        let Ok(writer) = self.task.await else { return Err(FeedError::Ended) };
+        let Ok(writer) = (&mut self.task).await else { return Err(FeedError::Ended) };
         self.shared.take_failure().map_or(Ok(writer), Err)
     }
 }
@@ -127,10 +127,15 @@ async fn take(
     let mut round = 0_u32;
     loop {
         let consumed = *shared.consumed();
-        tokio::task::block_in_place(|| writer.discard_through(consumed))
-            .map_err(Stopped::Failed)?;
-        if writer.has_room(bytes) {
-            break;
+        // The entry to read from stays, so that a restart need not ask the source for it; unless space is short.
+        let before = Ts::new(consumed.t, consumed.i.saturating_sub(1));
+        for through in [before, consumed] {
+            tokio::task::block_in_place(|| writer.discard_through(through))
+                .map_err(Stopped::Failed)?;
+            if writer.has_room(bytes) {
+                return tokio::task::block_in_place(|| append(writer, batch))
+                    .map_err(Stopped::Failed);
+            }
         }
         // A full spool waits: meanwhile the source's oplog holds what is to come, as long as it reaches.
         if round.is_multiple_of(60) {
@@ -139,7 +144,13 @@ async fn take(
         round += 1;
         stop.sleep(FULL_POLL).await?;
     }
-    tokio::task::block_in_place(|| append(writer, batch)).map_err(Stopped::Failed)
+}
+
+impl Drop for Spooler {
+    /// Nobody reads on: the task ends after what it has in hand.
+    fn drop(&mut self) {
+        self.stop.request();
+    }
 }
 
 fn append(writer: &mut SpoolWriter, batch: &RawBatch) -> Result<(), SpoolError> {

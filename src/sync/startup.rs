@@ -49,11 +49,11 @@ pub struct Held {
 }
 
 impl Held {
-    /// Ends the tasks that run beside the work, and gives the lease back.
+    /// Ends the tasks that run beside the work, and gives the lease back if the work ended in order.
     ///
     /// # Errors
     /// The lease had been lost.
-    pub async fn release(mut self) -> Result<(), Exit> {
+    pub async fn release(mut self, in_order: bool) -> Result<(), Exit> {
         self.stop.request();
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -62,7 +62,8 @@ impl Held {
                 Err(panic) => tracing::error!("internal error: {panic}"),
             }
         }
-        if outcome.is_ok() {
+        // After a failure writes may still be under way: then the lease is left to expire.
+        if outcome.is_ok() && in_order {
             let release = lease::release(&self.target, &self.owner, self.generation);
             if let Err(error) = release.await {
                 tracing::info!("the lease is left to expire: {error}");
@@ -115,6 +116,7 @@ pub async fn start(
         source_version: source_facts.version,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
+        settled: Arc::default(),
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
@@ -328,6 +330,7 @@ fn watch_over(
         source: context.source.clone(),
         target: asking.clone(),
         store: context.catalogue.clone(),
+        settled: context.settled.clone(),
         tuning: context.tuning.clone(),
         board: context.board.clone(),
     };

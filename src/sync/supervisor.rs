@@ -79,7 +79,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
     events::stopping();
     systemd::stopping(STOP_WITHIN);
     stop.request();
-    let lost = held.release().await;
+    let lost = held.release(outcome.is_ok()).await;
     services.abort_all();
     events::stopped();
     lost.and(outcome)
@@ -173,17 +173,16 @@ async fn copy(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     spooled.map(drop).map_err(|error| super::following::feed_failure(&error))
 }
 
-/// Where the entries after the resume point come from: the spool, until the catch-up with the copy is over.
+/// Where the entries after the resume point come from: the spool, as long as it holds some that the source may not have
+/// any more, and until the catch-up with the copy is over.
 fn feed(context: &Context, stop: &Stop) -> Result<Feed, Interrupted> {
     let resume = context.records.get().resume.unwrap_or_default();
-    if context.catalogue.read().indexes_built {
-        let mut left = copying::open_spool(context)?;
-        tokio::task::block_in_place(|| left.remove_all())?;
+    let writer = copying::open_spool(context)?;
+    if writer.durable_end().is_none() && context.catalogue.read().indexes_built {
         let source = context.source.clone();
         let reader = crate::source::reader::Reader::start(source, resume.read_from, stop);
         return Ok(Feed::Direct(reader));
     }
-    let writer = copying::open_spool(context)?;
     // Readers begin after a timestamp; nothing lies between this one and the entry to read from.
     let from = resume.read_from.ts;
     let reader = writer.reader(Ts::new(from.t, from.i.saturating_sub(1)));
