@@ -73,7 +73,11 @@ impl Scan {
         let options = source.client.selection_criteria().cloned().unwrap_or(
             SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary),
         );
-        let options = RunCursorCommandOptions::builder().selection_criteria(options).build();
+        // The command states the size of the first batch only; without this the others would be 16 MiB.
+        let options = RunCursorCommandOptions::builder()
+            .selection_criteria(options)
+            .batch_size(request.batch_documents)
+            .build();
         let cursor = source
             .client
             .database(&request.database)
