@@ -98,7 +98,12 @@ impl Feed {
         match self {
             Self::Direct(reader) => tokio::select! {
                 () = stop.requested() => Ok(Entries::Spooled(Batch::default())),
-                fetched = reader.next() => taken(fetched.ok_or(FeedError::Ended)?),
+                fetched = reader.next() => match fetched {
+                    Some(fetched) => taken(fetched),
+                    // The tail was asked to stop as well, and was quicker.
+                    None if stop.is_requested() => Ok(Entries::Spooled(Batch::default())),
+                    None => Err(FeedError::Ended),
+                },
             },
             Self::Spooled { spooler, reader } => {
                 spooler.check()?;
