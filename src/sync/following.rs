@@ -8,6 +8,7 @@ use super::feed::{Feed, FeedError};
 use super::indexing;
 use super::phase::{Event, Phase};
 use crate::exit::{Code, Exit};
+use crate::namespace::Namespace;
 use crate::position::Ts;
 use crate::replay::apply::{Applier, ApplyError};
 use crate::replay::window::{Window, WindowBuilder};
@@ -210,9 +211,17 @@ impl Follower {
         if !plan.steps.is_empty() {
             let intent = before.intent.unwrap_or_default().max(end.applied.ts);
             records.change(|record| record.intent = Some(intent))?;
+            let created: Vec<Namespace> =
+                plan.created(&self.context.config.sync.selection).collect();
+            let catalogue = &self.context.catalogue;
+            if !created.is_empty() {
+                catalogue.change(|catalogue| catalogue.making.extend(created));
+                catalogue.save()?;
+            }
             self.applier.apply(plan, tolerant, stop).await?;
             if defines {
-                self.context.catalogue.save()?;
+                catalogue.change(|catalogue| catalogue.making.clear());
+                catalogue.save()?;
             }
         }
         let record = records.change(|record| {
