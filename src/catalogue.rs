@@ -75,14 +75,26 @@ pub struct Catalogue {
     /// Whether the secondary indexes are on the target. Until they have been built, after the catch-up with the copy,
     /// index definitions change this catalogue only.
     pub indexes_built: bool,
+    /// Names on the target that the window in hand creates collections at. Durable before the first of them is: what a
+    /// run that was cut short left there, and could not note, is ours and may go.
+    #[serde(default)]
+    pub making: BTreeSet<Namespace>,
 }
 
 impl Catalogue {
-    /// The collection that has this name on the target.
+    /// The collection that has this name on the target. One that is gone from there has no name any more.
     #[must_use]
     pub fn at_target(&self, target: &Namespace) -> Option<Uuid> {
-        let found = self.collections.iter().find(|(_, collection)| collection.target == *target);
+        let found = self.collections.iter().find(|(_, collection)| {
+            collection.target == *target && collection.target_uuid.is_some()
+        });
         found.map(|(uuid, _)| *uuid)
+    }
+
+    /// Whether the collection with this UUID on the target is one of these.
+    #[must_use]
+    pub fn knows(&self, target_uuid: Uuid) -> bool {
+        self.collections.values().any(|collection| collection.target_uuid == Some(target_uuid))
     }
 
     /// What the target does not have as the source states it, until cutover.

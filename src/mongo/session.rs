@@ -5,6 +5,8 @@
 //! number of its own. Sent again under the same session and number, the server carries out each statement at most once,
 //! and first waits for the earlier attempt if that still holds the session.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use bson::{Document, RawDocumentBuf, cstr};
 use mongodb::ClientSession;
 
@@ -31,6 +33,12 @@ pub struct WriteReply {
     pub errors: Vec<StatementError>,
 }
 
+/// Numbers that one session may use. The driver hands out sessions that were used before, by its own transactions too,
+/// and a server refuses a write under a number that its session has passed: so every [`WriteSession`] counts from where
+/// no other has ever been.
+const NUMBERS: i64 = 1 << 32;
+static NEXT_FIRST_NUMBER: AtomicI64 = AtomicI64::new(NUMBERS);
+
 /// A server session with its counter of writes. One write at a time.
 #[derive(Debug)]
 pub struct WriteSession {
@@ -52,7 +60,8 @@ impl WriteSession {
             .causal_consistency(false)
             .await
             .map_err(|error| deployment.error("start a session", &error))?;
-        Ok(Self { deployment: deployment.clone(), session, number: 0 })
+        let number = NEXT_FIRST_NUMBER.fetch_add(NUMBERS, Ordering::Relaxed);
+        Ok(Self { deployment: deployment.clone(), session, number })
     }
 
     /// Sends a write command until its outcome is known, however long the server is away.

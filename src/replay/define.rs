@@ -6,6 +6,7 @@ use bson::{Document, Uuid};
 use super::apply::{Applier, ApplyError};
 use super::plan::{CollectionChange, Definition};
 use crate::catalogue::{Collection, Spec, View};
+use crate::mongo::{Error, Side};
 use crate::namespace::Namespace;
 use crate::retry::Stopped;
 use crate::stop::Stop;
@@ -131,22 +132,46 @@ impl Applier {
     }
 
     /// Moves whatever followed collection has this name on the target out of the way: a later entry of the window gave
-    /// it the name before the run that was cut short.
+    /// it the name before the run that was cut short. One that this run made and could not note goes.
     async fn clear_name(&self, target: &Namespace, tolerant: bool, stop: &Stop) -> Outcome {
-        let Some(other) = self.store.read().at_target(target) else { return Ok(()) };
+        let (other, unnoted) = {
+            let catalogue = self.store.read();
+            (catalogue.at_target(target), catalogue.making.contains(target))
+        };
+        let Some(other) = other else {
+            if tolerant && unnoted {
+                let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
+                let unknown = found.filter(|uuid| !self.store.read().knows(*uuid));
+                if let Some(uuid) = unknown {
+                    self.definer.drop_collection(target, uuid, stop).await?;
+                }
+            }
+            return Ok(());
+        };
         if !tolerant {
             return Err(diverged(format!(
                 "{target} is taken by another collection that is followed"
             )));
         }
         let aside = Namespace::new(&target.database, format!("{STAGING_PREFIX}{other}"));
-        self.definer.rename(target, &aside, stop).await?;
+        self.rename_known(target, &aside, stop).await?;
         self.store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&other) {
                 collection.target = aside;
             }
         });
         Ok(())
+    }
+
+    /// Renames a followed collection. After a kill it is found under its new name by its UUID, so the catalogue with that
+    /// is made durable first: the collection may have been created in this very window.
+    async fn rename_known(&self, from: &Namespace, to: &Namespace, stop: &Stop) -> Outcome {
+        let saved = tokio::task::block_in_place(|| self.store.save());
+        saved.map_err(|error| {
+            let error = Error::disk(Side::Target, "save the catalogue", error.to_string());
+            Stopped::Failed(ApplyError::Call(error))
+        })?;
+        Ok(self.definer.rename(from, to, stop).await?)
     }
 
     async fn drop_followed(&self, uuid: Uuid, stop: &Stop) -> Outcome {
@@ -197,7 +222,7 @@ impl Applier {
         if collection.target != target {
             self.clear_name(&target, tolerant, stop).await?;
             if collection.target_uuid.is_some() {
-                self.definer.rename(&collection.target, &target, stop).await?;
+                self.rename_known(&collection.target, &target, stop).await?;
             }
         }
         let found = self.definer.find(&target, stop).await?.and_then(|listed| listed.uuid);

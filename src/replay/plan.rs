@@ -205,6 +205,17 @@ impl Plan {
         self.steps.iter().any(|step| matches!(step, Step::Define(_)))
     }
 
+    /// Names on the target of the collections that it creates.
+    pub fn created<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = Namespace> + 'a {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Define(Definition::Collection {
+                change: CollectionChange::Create { name, .. },
+                ..
+            }) => Some(selection.target_of(name)),
+            _ => None,
+        })
+    }
+
     /// Adds one operation, in the order of the oplog.
     ///
     /// # Errors

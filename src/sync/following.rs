@@ -9,6 +9,7 @@ use super::feed::{Feed, FeedError};
 use super::indexing;
 use super::phase::{Event, Phase};
 use crate::exit::{Code, Exit};
+use crate::namespace::Namespace;
 use crate::position::{OpTime, Ts};
 use crate::replay::apply::{Applier, ApplyError};
 use crate::replay::window::{Window, WindowBuilder};
@@ -219,9 +220,17 @@ impl Follower {
             let intent = before.intent.unwrap_or_default().max(end.applied.ts);
             records.change(|record| record.intent = Some(intent))?;
             self.applier.workers = self.context.tuning.get().replay_workers;
+            let created: Vec<Namespace> =
+                plan.created(&self.context.config.sync.selection).collect();
+            let catalogue = &self.context.catalogue;
+            if !created.is_empty() {
+                catalogue.change(|catalogue| catalogue.making.extend(created));
+                catalogue.save()?;
+            }
             self.applier.apply(plan, tolerant, stop).await?;
             if defines {
-                self.context.catalogue.save()?;
+                catalogue.change(|catalogue| catalogue.making.clear());
+                catalogue.save()?;
             }
         }
         let record = records.change(|record| {

@@ -61,9 +61,24 @@ impl Definer {
         &self,
         database: &str,
         action: &str,
-        mut command: Document,
+        command: Document,
         stop: &Stop,
     ) -> Result<Document, Stopped<Error>> {
+        let mut repeated = false;
+        self.define_again(database, action, command, &mut repeated, stop).await
+    }
+
+    /// As [`define`](Self::define); `repeated` tells that an earlier attempt of this call may have been carried out
+    /// although its answer was lost.
+    async fn define_again(
+        &self,
+        database: &str,
+        action: &str,
+        mut command: Document,
+        repeated: &mut bool,
+        stop: &Stop,
+    ) -> Result<Document, Stopped<Error>> {
+        tracing::debug!("{action}");
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let comment = format!("{} definition {number}", self.app_name);
         command.insert("comment", &comment);
@@ -75,6 +90,7 @@ impl Definer {
             match run(&self.deployment, database, action, command.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) if error.is_unreachable() => {
+                    *repeated = true;
                     outage.report(&error);
                     stop.sleep(backoff.next_delay()).await?;
                     if !is_index_build {
@@ -132,8 +148,13 @@ impl Definer {
     ) -> Result<Option<Uuid>, Stopped<Error>> {
         let action = format!("create {namespace}");
         let command = create_command(namespace, options, id_index);
-        match self.define(&namespace.database, &action, command, stop).await {
+        let mut repeated = false;
+        let made =
+            self.define_again(&namespace.database, &action, command, &mut repeated, stop).await;
+        match made {
             Ok(_) => {}
+            // Made by the attempt whose answer was lost.
+            Err(Stopped::Failed(error)) if repeated && error.code() == Some(NAMESPACE_EXISTS) => {}
             Err(Stopped::Failed(error)) if error.code() == Some(NAMESPACE_EXISTS) => {
                 return Ok(None);
             }
@@ -188,7 +209,18 @@ impl Definer {
     ) -> Result<(), Stopped<Error>> {
         let command = doc! { "renameCollection": from.to_string(), "to": to.to_string() };
         let action = format!("rename {from} to {to}");
-        self.define("admin", &action, command, stop).await.map(drop)
+        let mut repeated = false;
+        match self.define_again("admin", &action, command, &mut repeated, stop).await {
+            // Renamed by the attempt whose answer was lost.
+            Err(Stopped::Failed(error))
+                if repeated
+                    && error.code() == Some(NAMESPACE_NOT_FOUND)
+                    && self.find(to, stop).await?.is_some() =>
+            {
+                Ok(())
+            }
+            result => result.map(drop),
+        }
     }
 
     /// Changes a collection's or an index's options; nothing if neither is there.

@@ -92,8 +92,12 @@ async fn wait_out(
 
 /// Asks for an operation's end. Failing is harmless: the caller looks again until it is gone.
 async fn kill(target: &Deployment, operation: &Document) {
-    let Some(id) = operation.get("opid") else { return };
-    let command = doc! { "killOp": 1, "op": id.clone() };
+    let command = match (operation.get("opid"), operation.get_document("lsid")) {
+        (Some(id), _) => doc! { "killOp": 1, "op": id.clone() },
+        // A transaction that was begun and is idle now. It holds its documents for a minute if nobody ends it.
+        (None, Ok(session)) => doc! { "killSessions": [{ "id": session.get("id") }] },
+        (None, Err(_)) => return,
+    };
     if let Err(error) = run(target, "admin", "kill an operation of an earlier run", command).await {
         tracing::debug!("{error}");
     }
@@ -114,7 +118,9 @@ async fn operations(target: &Deployment, all_users: bool) -> Result<Vec<Document
         "pipeline": [
             { "$currentOp": { "allUsers": all_users } },
             { "$match": { "appName": { "$regex": "^snapsync " } } },
-            { "$project": { "opid": 1, "appName": 1, "command.comment": 1, "command.createIndexes": 1 } },
+            { "$project": {
+                "opid": 1, "lsid": 1, "appName": 1, "command.comment": 1, "command.createIndexes": 1,
+            } },
         ],
         "cursor": {},
     };
