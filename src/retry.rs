@@ -102,6 +102,28 @@ impl Drop for Outage {
     }
 }
 
+/// How long a call under way is waited for after a stop was asked for.
+const FINISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// Waits for a call, but not for ever once a stop was asked for: a server that cannot reach its majority answers nothing.
+/// What is left in flight is killed and waited out by the next start.
+///
+/// # Errors
+/// [`Stopped::Stop`] if there was no answer in time.
+pub async fn unless_stopped<T, E>(
+    stop: &Stop,
+    call: impl Future<Output = T>,
+) -> Result<T, Stopped<E>> {
+    let late = async {
+        stop.requested().await;
+        tokio::time::sleep(FINISH_WITHIN).await;
+    };
+    tokio::select! {
+        answer = call => Ok(answer),
+        () = late => Err(Stopped::Stop),
+    }
+}
+
 /// Repeats `call` while the server is away, until it answers, fails for good or `stop` is requested. Only for calls
 /// that may be carried out twice: reads, and definitions that tolerate having been made already.
 ///

@@ -12,7 +12,7 @@ use mongodb::ClientSession;
 
 use super::client::Deployment;
 use super::error::Error;
-use crate::retry::{Backoff, Outage, Stopped};
+use crate::retry::{Backoff, Outage, Stopped, unless_stopped};
 use crate::stop::Stop;
 
 /// One statement of a write command that the server refused.
@@ -84,7 +84,8 @@ impl WriteSession {
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.deployment.side);
         loop {
-            match self.attempt(database, action, command.clone()).await {
+            let attempt = self.attempt(database, action, command.clone());
+            match unless_stopped(stop, attempt).await? {
                 Ok(reply) => return Ok(reply),
                 Err(error) if error.is_unreachable() => {
                     outage.report(&error);

@@ -5,6 +5,7 @@
 //! *tolerant* way: until its end the target may hold newer state than the plan knows, so what would be a contradiction
 //! otherwise (a collection that is there already, a unique key that is taken) is worked around.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::chunk::{Conflict, put_all, remove_all};
 use super::conflicts::Conflicts;
-use super::plan::{Change, Changes, Definition, Plan, Stage, Step};
+use super::plan::{Change, Changes, CollectionChange, Definition, Plan, Stage, Step};
 use crate::catalogue::Collection;
 use crate::mongo::Error;
 use crate::oplog::diff::DiffError;
@@ -83,6 +84,7 @@ impl Applier {
         stop: &Stop,
     ) -> Result<(), Stopped<ApplyError>> {
         let mut conflicts = Conflicts::default();
+        let mut indexed = BTreeSet::new();
         for step in plan.steps {
             stop.check()?;
             match step {
@@ -99,12 +101,19 @@ impl Applier {
                 Step::Define(definition) => {
                     if let Definition::Collection { uuid, change } = &definition {
                         conflicts.forget_if_dropped(*uuid, change);
+                        if tolerant && matches!(change, CollectionChange::CreateIndexes { .. }) {
+                            indexed.insert(*uuid);
+                        }
                     }
                     self.define(definition, tolerant, stop).await?;
                 }
             }
         }
-        conflicts.resolve(self, stop).await
+        conflicts.resolve(self, stop).await?;
+        for uuid in indexed {
+            self.complete_indexes(uuid, stop).await?;
+        }
+        Ok(())
     }
 
     fn diff_error(&self, uuid: Uuid, source: DiffError) -> ApplyError {

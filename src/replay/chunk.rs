@@ -19,6 +19,8 @@ use crate::target::writers::Writers;
 const DUPLICATE_KEY: i32 = 11_000;
 /// The `_id` on the target is equal to the new one but not the same (1 and 1.0 with a collation, "a" and "A").
 const IMMUTABLE_FIELD: i32 = 66;
+/// A cursor that was killed, timed out, or whose plan was: the lookup is made again.
+const CURSOR_LOST: [i32; 3] = [43, 175, 237];
 /// Documents looked up in one query at the most.
 const LOOKUP_MAX: usize = 500;
 
@@ -170,7 +172,10 @@ async fn patch(
         // Diffs are taken out of the map as they are applied, so that a lookup begun again never applies one twice.
         match patch_found(writers, place, &ids, &mut by_id, &mut refused, stop).await {
             Ok(()) => return Ok(refused),
-            Err(Stopped::Failed(ApplyError::Call(error))) if error.is_unreachable() => {
+            Err(Stopped::Failed(ApplyError::Call(error)))
+                if error.is_unreachable()
+                    || error.code().is_some_and(|code| CURSOR_LOST.contains(&code)) =>
+            {
                 outage.report(&error);
                 stop.sleep(backoff.next_delay()).await?;
             }

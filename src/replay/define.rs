@@ -32,7 +32,9 @@ impl Applier {
             Definition::Collection { uuid, change } => {
                 self.define_collection(uuid, change, tolerant, stop).await
             }
-            Definition::PutView { view, definition } => self.put_view(view, definition, stop).await,
+            Definition::PutView { view, definition } => {
+                self.put_view(view, definition, tolerant, stop).await
+            }
             Definition::DropView { view } => self.drop_view(&view, stop).await,
             Definition::MakeViewStore { database } => {
                 let target = self.selection.target_of(&Namespace::new(&database, "system.views"));
@@ -69,7 +71,7 @@ impl Applier {
             }
             CollectionChange::Modify { changes } => self.modify(uuid, changes, stop).await,
             CollectionChange::CreateIndexes { specs } => {
-                self.create_indexes(uuid, specs, stop).await
+                self.create_indexes(uuid, specs, tolerant, stop).await
             }
             CollectionChange::DropIndex { name } => self.drop_index(uuid, &name, stop).await,
         }
@@ -88,6 +90,11 @@ impl Applier {
             // Listed or created before: only its name may have been another at that time.
             return self.place_at(uuid, source, target, tolerant, stop).await;
         }
+        let time_series = target.collection.starts_with("system.buckets.");
+        if tolerant && time_series && self.store.read().at_target(&target).is_some() {
+            // It cannot be moved aside. What is created here was dropped again later in this window.
+            return Ok(());
+        }
         self.clear_name(&target, tolerant, stop).await?;
         let id_index = match options.remove("idIndex") {
             Some(bson::Bson::Document(spec)) => Some(spec),
@@ -100,7 +107,13 @@ impl Applier {
         let made = self.definer.create(&target, &options, id_index.as_ref(), stop).await?;
         let target_uuid = match made {
             Some(made) => made,
-            None => self.adopt(&target, tolerant, stop).await?,
+            // What a run that was cut short made has been cleared away: this is somebody else's.
+            None => {
+                return Err(diverged(format!(
+                    "{target} was created on the source, but the target has something of that \
+                     name that snapsync did not make"
+                )));
+            }
         };
         let collection = Collection {
             source,
@@ -114,23 +127,6 @@ impl Applier {
         Ok(())
     }
 
-    /// A collection that is there already was made by the run that was cut short, if one was.
-    async fn adopt(
-        &self,
-        target: &Namespace,
-        tolerant: bool,
-        stop: &Stop,
-    ) -> Result<Uuid, Stopped<ApplyError>> {
-        let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
-        match found {
-            Some(uuid) if tolerant => Ok(uuid),
-            _ => Err(diverged(format!(
-                "{target} was created on the source, but the target has something of that name \
-                 that snapsync did not make"
-            ))),
-        }
-    }
-
     /// Moves whatever followed collection has this name on the target out of the way: a later entry of the window gave
     /// it the name before the run that was cut short. One that this run made and could not note goes.
     async fn clear_name(&self, target: &Namespace, tolerant: bool, stop: &Stop) -> Outcome {
@@ -138,6 +134,16 @@ impl Applier {
             let catalogue = self.store.read();
             (catalogue.at_target(target), catalogue.making.contains(target))
         };
+        if tolerant {
+            let view = {
+                let catalogue = self.store.read();
+                let mut views = catalogue.views.iter();
+                views.find(|(_, view)| view.target == *target).map(|(source, _)| source.clone())
+            };
+            if let Some(view) = view {
+                self.drop_view(&view, stop).await?;
+            }
+        }
         let Some(other) = other else {
             if tolerant && unnoted {
                 let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
@@ -252,7 +258,25 @@ impl Applier {
         Ok(())
     }
 
-    async fn create_indexes(&self, uuid: Uuid, specs: Vec<Document>, stop: &Stop) -> Outcome {
+    /// Builds everything the catalogue says a collection has, where that had to wait for the end of a tolerant window:
+    /// before, its documents may break the rules that indexes make.
+    pub(super) async fn complete_indexes(&self, uuid: Uuid, stop: &Stop) -> Outcome {
+        let Some((collection, place)) = self.locate(uuid) else { return Ok(()) };
+        if self.store.read().indexes_built {
+            let specs: Vec<Document> =
+                collection.indexes.values().map(|spec| spec.0.clone()).collect();
+            self.definer.create_indexes(&place, &specs, stop).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_indexes(
+        &self,
+        uuid: Uuid,
+        specs: Vec<Document>,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
         let Some((_, place)) = self.locate(uuid) else { return Ok(()) };
         let indexes_built = self.store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&uuid) {
@@ -264,7 +288,7 @@ impl Applier {
             }
             catalogue.indexes_built
         });
-        if indexes_built {
+        if indexes_built && !tolerant {
             self.definer.create_indexes(&place, &specs, stop).await?;
         }
         Ok(())
@@ -284,13 +308,21 @@ impl Applier {
         Ok(())
     }
 
-    async fn put_view(&self, source: Namespace, mut definition: Document, stop: &Stop) -> Outcome {
+    async fn put_view(
+        &self,
+        source: Namespace,
+        definition: Document,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Outcome {
         let target = self.selection.target_of(&source);
-        if let Ok(on) = definition.get_str("viewOn") {
-            let on = self.selection.target_of(&Namespace::new(&source.database, on));
-            definition.insert("viewOn", on.collection);
+        let definition = self.selection.view_at_target(&source, definition);
+        let found = self.definer.find(&target, stop).await?;
+        // A later entry of the window gave the name to something else, before the run that was cut short.
+        let taken = found.is_some_and(|listed| listed.kind != "view");
+        if !(tolerant && taken) {
+            self.definer.put_view(&target, &definition, stop).await?;
         }
-        self.definer.put_view(&target, &definition, stop).await?;
         let view = View { target, definition: Spec(definition) };
         self.store.change(|catalogue| catalogue.views.insert(source, view));
         Ok(())

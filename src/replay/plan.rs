@@ -236,25 +236,23 @@ impl Plan {
                 Ok(())
             }
             _ => match Namespace::parse(operation.ns) {
+                // A view is selected by its own name, not by the name of the place where it is stored.
+                Some(namespace) if namespace.collection == "system.views" => {
+                    let definition = view_change(operation, selection)?;
+                    self.operations += u64::from(definition.is_some());
+                    self.steps.extend(definition.map(Step::Define));
+                    Ok(())
+                }
                 Some(namespace) if selection.includes(&namespace) => {
                     self.operations += 1;
-                    self.add_change(operation, &namespace)
+                    self.add_change(operation)
                 }
                 _ => Ok(()),
             },
         }
     }
 
-    fn add_change(
-        &mut self,
-        operation: &Operation<'_>,
-        namespace: &Namespace,
-    ) -> Result<(), PlanError> {
-        if namespace.collection == "system.views" {
-            let definition = view_change(operation)?;
-            self.steps.extend(definition.map(Step::Define));
-            return Ok(());
-        }
+    fn add_change(&mut self, operation: &Operation<'_>) -> Result<(), PlanError> {
         let Some(uuid) = operation.ui else {
             return Err(unsupported("an operation without a collection UUID", operation));
         };
@@ -466,8 +464,13 @@ fn control(raw: &RawDocument, operation: &Operation<'_>) -> Result<Document, Pla
 
 /// A change of the place where views are stored, as the definition of a view. The views of time-series collections come
 /// and go with their buckets.
-fn view_change(operation: &Operation<'_>) -> Result<Option<Definition>, PlanError> {
-    let view_of = |id: Value<'_>| id.as_str().and_then(Namespace::parse);
+fn view_change(
+    operation: &Operation<'_>,
+    selection: &Selection,
+) -> Result<Option<Definition>, PlanError> {
+    let view_of = |id: Value<'_>| {
+        id.as_str().and_then(Namespace::parse).filter(|view| selection.includes(view))
+    };
     match operation.kind {
         Kind::Insert { id, doc } | Kind::Replace { id, doc } => {
             let mut definition = control(doc, operation)?;

@@ -44,7 +44,8 @@ async fn add(
     let target = selection.target_of(&entry.namespace);
     match (entry.kind.as_str(), entry.uuid) {
         ("view", _) => {
-            let view = View { target, definition: Spec(entry.options) };
+            let definition = selection.view_at_target(&entry.namespace, entry.options);
+            let view = View { target, definition: Spec(definition) };
             catalogue.views.insert(entry.namespace, view);
         }
         // Made with the buckets; and views are made one by one, never by writing where they are stored.

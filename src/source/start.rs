@@ -49,6 +49,14 @@ pub async fn majority_optime(source: &Deployment) -> Result<(OpTime, i64), Error
     Hello::ask(source).await?.majority_optime(source)
 }
 
+/// An optime that nothing read until now with majority concern lies after.
+///
+/// # Errors
+/// The call failed.
+pub async fn end(source: &Deployment) -> Result<Ts, Error> {
+    Hello::ask(source).await?.last_written(source)
+}
+
 async fn oldest_prepared(source: &Deployment) -> Result<Option<Ts>, Error> {
     let action = "look for prepared transactions";
     let command = doc! {

@@ -168,14 +168,13 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
         tracing::error!("internal error: {panic}");
     }
     outcome?;
-    // Everything was read with majority concern, so nothing read lies after this.
+    // Nothing that was read lies after this, not even if a member was elected just now.
     let source = &context.source;
-    let ask = || start::majority_optime(source);
-    let (end, _wall) = until_reached(source.side, stop, ask).await?;
+    let consistent_from = until_reached(source.side, stop, || start::end(source)).await?;
     let progress = progress(&counters, began, true);
     context.board.update(|status| status.copy = progress);
     events::copy_finished(&progress, began.elapsed());
-    context.happen(Event::Copied { consistent_from: end.ts })?;
+    context.happen(Event::Copied { consistent_from })?;
     Ok(())
 }
 

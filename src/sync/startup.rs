@@ -97,17 +97,18 @@ pub async fn start(
     let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
     let asking = connect(&config, Side::Target, "snapsync control", CONTROL_CONNECTIONS).await?;
     let (source_facts, target_facts) =
-        unless_stopped(stop, pass_checks(&source, &asking, &config)).await?;
+        reading(stop, pass_checks(&source, &asking, &config)).await?;
     show_deployments(&board, &source_facts, &target_facts);
     let records = Arc::new(open_record(&config)?);
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = owner(&record.instance);
     let looking = refuse_early(&config, &source, &asking, &source_facts, &record, &owner);
-    unless_stopped(stop, looking).await?;
+    reading(stop, looking).await?;
     let generation = take_lease(&asking, &owner).await?;
     let name = inflight::app_name(&record.instance, generation);
     let target = connect(&config, Side::Target, &name, config_connections(&config)).await?;
+    keep_lease(&asking, &owner, generation, &records, &mut tasks, stop);
     inflight::clear_earlier_runs(&asking, &record.instance, generation, stop).await?;
     let writers = Writers::new(target.clone(), config.copy_workers() * 2);
     let context = Context {
@@ -127,19 +128,19 @@ pub async fn start(
     };
     reconcile::names(&context, stop).await?;
     note(&directory, "started", &context)?;
-    watch_over(&context, &asking, &owner, generation, &mut tasks, stop);
+    watch_over(&context, &asking, &mut tasks, stop);
     let held = Held { target: asking, owner, generation, stop: stop.clone(), tasks, _lock: lock };
     Ok((context, held))
 }
 
 /// Carries out what only reads, and gives it up when asked to stop.
-async fn unless_stopped<T>(
+async fn reading<T>(
     stop: &Stop,
-    reading: impl Future<Output = Result<T, Exit>>,
+    question: impl Future<Output = Result<T, Exit>>,
 ) -> Result<T, Interrupted> {
     tokio::select! {
         () = stop.requested() => Err(Interrupted::Stop),
-        result = reading => Ok(result?),
+        result = question => Ok(result?),
     }
 }
 
@@ -302,12 +303,29 @@ fn note(directory: &std::path::Path, event: &str, context: &Context) -> Result<(
     Ok(audit.append(event, None, detail)?)
 }
 
-/// Begins what runs beside the work.
-fn watch_over(
-    context: &Context,
+/// Keeps renewing the lease, from now on: clearing up after an earlier run may take longer than it lasts.
+fn keep_lease(
     asking: &Deployment,
     owner: &Owner,
     generation: u64,
+    records: &Arc<RecordStore>,
+    tasks: &mut JoinSet<Result<(), Exit>>,
+    stop: &Stop,
+) {
+    let (records, everything) = (records.clone(), stop.clone());
+    let lease = watch::lease(asking.clone(), owner.clone(), generation, records, stop.clone());
+    tasks.spawn(async move {
+        let kept = lease.await;
+        // Whoever has lost the lease must not write any more.
+        everything.request();
+        kept
+    });
+}
+
+/// Begins what else runs beside the work.
+fn watch_over(
+    context: &Context,
+    asking: &Deployment,
     tasks: &mut JoinSet<Result<(), Exit>>,
     stop: &Stop,
 ) {
@@ -316,15 +334,6 @@ fn watch_over(
     tasks.spawn(async move {
         source.await;
         Ok(())
-    });
-    let records = context.records.clone();
-    let lease = watch::lease(asking.clone(), owner.clone(), generation, records, stop.clone());
-    let everything = stop.clone();
-    tasks.spawn(async move {
-        let kept = lease.await;
-        // Whoever has lost the lease must not write any more.
-        everything.request();
-        kept
     });
     let counter = Counter {
         source: context.source.clone(),

@@ -124,7 +124,13 @@ async fn work(
     stop: &Stop,
 ) -> Result<(), Exit> {
     let phase = context.records.get().phase.after_restart();
-    context.records.change(|record| record.phase = phase.clone())?;
+    let record = context.records.change(|record| record.phase = phase.clone())?;
+    context.board.update(|status| {
+        status.copy.complete = record.phase.consistent_from().is_some();
+        status.totals.entries_read = record.totals.entries_read;
+        status.totals.entries_applied = record.totals.entries_applied;
+        status.totals.windows = record.totals.windows;
+    });
     context.show(&phase);
     loop {
         let interrupted = match context.records.get().phase {

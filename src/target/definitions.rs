@@ -10,7 +10,7 @@ use super::inflight;
 use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
 use crate::namespace::Namespace;
-use crate::retry::{Backoff, Outage, Stopped, until_reached};
+use crate::retry::{Backoff, Outage, Stopped, unless_stopped, until_reached};
 use crate::selection::STAGING_PREFIX;
 use crate::stop::Stop;
 
@@ -87,7 +87,8 @@ impl Definer {
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.deployment.side);
         loop {
-            match run(&self.deployment, database, action, command.clone()).await {
+            let call = run(&self.deployment, database, action, command.clone());
+            match unless_stopped(stop, call).await? {
                 Ok(reply) => return Ok(reply),
                 Err(error) if error.is_unreachable() => {
                     *repeated = true;
@@ -180,7 +181,8 @@ impl Definer {
         uuid: Uuid,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        if !self.checks_uuid {
+        let is_time_series = namespace.collection.starts_with("system.buckets.");
+        if !self.checks_uuid || is_time_series {
             let found = self.find(namespace, stop).await?;
             if found.and_then(|listed| listed.uuid) != Some(uuid) {
                 return Ok(());
