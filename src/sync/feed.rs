@@ -1,6 +1,6 @@
 //! Where replay gets its entries: from the spool as long as that holds some, then straight from the source.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{RawDocument, RawDocumentBuf};
 use mongodb::raw_batch_cursor::RawBatch;
@@ -128,6 +128,16 @@ impl Feed {
                 let batch = tokio::task::block_in_place(|| reader.read_batch(SPOOL_BATCH_BYTES))?;
                 Ok((!batch.is_empty()).then_some(Entries::Spooled(batch)))
             }
+        }
+    }
+
+    /// When the source was seen to have nothing more to give, asked just after this gave nothing more. A spool may have
+    /// nothing more because the source is away.
+    #[must_use]
+    pub fn level_at(&self) -> Option<Instant> {
+        match self {
+            Self::Direct(_) => Some(Instant::now()),
+            Self::Spooled { spooler, .. } => spooler.level_at(),
         }
     }
 

@@ -82,7 +82,7 @@ impl Follower {
             workers: context.config.replay_workers(),
         };
         let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
-        context.standing.resumes_at(resume, false);
+        context.standing.resumes_at(resume, None);
         Self {
             context,
             applier,
@@ -109,15 +109,16 @@ impl Follower {
     /// One window, and what follows from it.
     async fn step(&mut self, mut feed: Feed, stop: &Stop) -> Result<Feed, Interrupted> {
         let began = Instant::now();
-        let level = match self.gather(&mut feed, stop).await {
-            Ok(level) => level,
+        let exhausted = match self.gather(&mut feed, stop).await {
+            Ok(exhausted) => exhausted,
             Err(interrupted) => {
                 // The cause that is reported is the first one.
                 let _also = feed.finish().await;
                 return Err(interrupted);
             }
         };
-        let result = self.carry_out(began, level, stop).await;
+        let level_at = if exhausted { feed.level_at() } else { None };
+        let result = self.carry_out(began, level_at, stop).await;
         if let Err(interrupted) = result {
             let _also = feed.finish().await;
             return Err(interrupted);
@@ -128,7 +129,7 @@ impl Follower {
         }
         self.settle(stop).await?;
         self.judge()?;
-        if level
+        if exhausted
             && matches!(feed, Feed::Spooled { .. })
             && self.context.catalogue.read().indexes_built
         {
@@ -193,12 +194,14 @@ impl Follower {
     async fn carry_out(
         &mut self,
         began: Instant,
-        level: bool,
+        level_at: Option<Instant>,
         stop: &Stop,
     ) -> Result<(), Interrupted> {
         let Some(window) = self.builder.finish() else {
-            if level && let Some(resume) = self.context.records.get().resume {
-                self.context.standing.resumes_at(resume, true);
+            if level_at.is_some()
+                && let Some(resume) = self.context.records.get().resume
+            {
+                self.context.standing.resumes_at(resume, level_at);
             }
             return Ok(());
         };
@@ -230,7 +233,7 @@ impl Follower {
             record.totals.entries_read += entries;
             record.totals.entries_applied += operations;
         })?;
-        self.context.standing.resumes_at(end, level);
+        self.context.standing.resumes_at(end, level_at);
         let from = before.resume.map_or(first_wall_ms, |resume| resume.wall_ms);
         self.context.board.update(|status| {
             status.window = Some(WindowReport {

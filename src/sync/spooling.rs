@@ -2,7 +2,7 @@
 //! oplog is shorter than the copy still syncs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::task::JoinHandle;
@@ -12,7 +12,7 @@ use crate::mongo::Deployment;
 use crate::position::{OpTime, Ts};
 use crate::retry::Stopped;
 use crate::source::reader::{Fetched, Reader};
-use crate::source::tail::optime_of;
+use crate::source::tail::{last_optime, optime_of};
 use crate::spool::{SpoolError, SpoolWriter};
 use crate::stop::Stop;
 use crate::telemetry::events;
@@ -34,6 +34,8 @@ struct Shared {
     failure: Mutex<Option<FeedError>>,
     /// Entries up to here are not needed any more.
     consumed: Mutex<Ts>,
+    /// When the source last had nothing to give that is not spooled.
+    level_at: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -59,6 +61,12 @@ impl Spooler {
     /// Says that entries up to `ts` are not needed any more.
     pub fn consumed(&self, ts: Ts) {
         *self.shared.consumed() = ts;
+    }
+
+    /// When the source last had nothing to give that is not spooled.
+    #[must_use]
+    pub fn level_at(&self) -> Option<Instant> {
+        *self.shared.level_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it still runs.
@@ -101,6 +109,10 @@ async fn write(
         match fetched {
             None => break Ok(()),
             Some(Fetched::Lost(error)) => break Err(error.into()),
+            Some(Fetched::Entries(batch)) if last_optime(&batch).is_none() => {
+                *shared.level_at.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Instant::now());
+            }
             Some(Fetched::Entries(batch)) => {
                 match take(&mut writer, &batch, &shared, &stop).await {
                     Ok(()) => {}

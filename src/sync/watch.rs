@@ -45,7 +45,7 @@ impl Standing {
 
     /// The source said that this is its newest majority optime.
     pub fn source_at(&self, newest: OpTime, wall_ms: i64) {
-        self.note(|seen| {
+        self.note(Some(Instant::now()), |seen| {
             seen.newest = Some((newest, wall_ms)).max(seen.newest);
             // Known to be ahead, though the entry itself has not come yet.
             let ahead = seen.resume.is_some_and(|resume| resume.applied.ts < newest.ts);
@@ -61,14 +61,15 @@ impl Standing {
 
     /// A window is being gathered or applied; this is the wall time of its first entry.
     pub fn pending(&self, first_wall_ms: i64) {
-        self.note(|seen| seen.pending_wall_ms = Some(first_wall_ms));
+        self.note(None, |seen| seen.pending_wall_ms = Some(first_wall_ms));
     }
 
-    /// The resume point is durable here; `level` says that the source had nothing more to give just now.
-    pub fn resumes_at(&self, resume: ResumePoint, level: bool) {
-        self.note(|seen| {
+    /// The resume point is durable here; `level_at` says when the source itself had nothing more to give, if that is
+    /// where the resume point has come to.
+    pub fn resumes_at(&self, resume: ResumePoint, level_at: Option<Instant>) {
+        self.note(level_at, |seen| {
             seen.resume = Some(resume);
-            if level {
+            if level_at.is_some() {
                 seen.newest = Some((resume.applied, resume.wall_ms)).max(seen.newest);
             }
             let behind = seen.newest.filter(|(newest, _)| resume.applied.ts < newest.ts);
@@ -85,14 +86,15 @@ impl Standing {
         });
     }
 
-    fn note(&self, change: impl FnOnce(&mut Seen)) {
+    /// `source_seen_at`: when the source last told where it is, if this comes from there.
+    fn note(&self, source_seen_at: Option<Instant>, change: impl FnOnce(&mut Seen)) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut seen);
         let now = Instant::now();
         let pending = seen.pending_wall_ms;
         let known = seen.resume.is_some() && seen.newest.is_some();
         self.board.update_lag(|lag: &mut LagFacts| {
-            lag.source_seen_at = Some(now);
+            lag.source_seen_at = lag.source_seen_at.max(source_seen_at);
             lag.first_unapplied_wall_ms = pending;
             if pending.is_none() && known {
                 lag.caught_up_at = Some(now);
