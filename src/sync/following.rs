@@ -133,7 +133,9 @@ impl Follower {
             && matches!(feed, Feed::Spooled { .. })
             && self.context.catalogue.read().indexes_built
         {
-            let last = self.builder.last_read();
+            let resume = self.context.records.get().resume.unwrap_or_default();
+            // Nothing may have been read yet: then the resume point is where reading begins.
+            let last = self.builder.last_read().max(resume.read_from);
             let source = &self.context.source;
             feed =
                 feed.go_direct(source, last, stop).await.map_err(|error| feed_failure(&error))?;
