@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Client;
+use rustix::process::Signal;
 
 use crate::cases;
 use crate::cases::chaos::Chaos;
@@ -17,8 +18,14 @@ use crate::scenario::{Scenario, settle};
 
 /// Small collections are copied one after another at this pace.
 const SLOW: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"";
-/// Large ones in some batches.
-const LARGE_BATCHES: &str = "[copy]\nmax_bytes_per_second = \"2MiB\"";
+/// Large ones in some batches, after the first of which the copy waits until it is let go.
+const LARGE_BATCHES: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"";
+
+/// Lets the copy go on as fast as it can.
+fn let_go(daemon: &mut Daemon) {
+    daemon.configure("[copy]\nmax_bytes_per_second = \"0\"");
+    daemon.signal(Signal::HUP);
+}
 
 /// The scenarios, each with its database.
 fn everything() -> Vec<(Scenario, String)> {
@@ -140,6 +147,7 @@ async fn documents_move_while_their_collection_is_copied() {
         }
     }
     assert_eq!(state(&daemon).await, "copying", "the copy was over before the documents had moved");
+    let_go(&mut daemon);
     workload.stop().await;
     assert_arrives(&mut daemon, &source, &target).await;
 }
