@@ -19,6 +19,8 @@
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bson::{Binary, Bson, DateTime, Document, doc, oid::ObjectId, spec::BinarySubtype};
@@ -47,7 +49,15 @@ async fn main() {
     futures_util::future::join_all(loads).await;
     eprintln!("loaded {documents} documents");
     let written_from = Instant::now();
-    let workloads = write(source.client(), rate).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write(source.client().clone(), rate, documents, stop.clone()));
+    let mixed = WorkloadOptions {
+        namespaces: COLLECTIONS.map(str::to_owned).to_vec(),
+        rate: rate as f64 / 10.0,
+        keys: 50_000,
+        ..WorkloadOptions::default()
+    };
+    let workload = Workload::start(source.client(), mixed).await;
     let started = Instant::now();
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
     daemon.wait_status("the copy to end", COPY_TIMEOUT, |s| s["copy"]["complete"] == true).await;
@@ -60,10 +70,8 @@ async fn main() {
     let delays = probe(source.client(), target.client(), Duration::from_secs(seconds)).await;
     let followed = following.elapsed();
     let cpu_followed = processor_seconds(daemon.process_id()) - cpu_live;
-    let mut written_in_all = 0;
-    for workload in workloads {
-        written_in_all += workload.stop().await.total();
-    }
+    stop.store(true, Ordering::Relaxed);
+    let written_in_all = writer.await.expect("the writer") + workload.stop().await.total();
     let written = written_from.elapsed();
     quiesce(&mut daemon, &source).await;
     let equal = Comparison::new(source.client(), target.client()).run().await;
@@ -86,21 +94,36 @@ async fn main() {
     equal.expect("source and target are equal");
 }
 
-/// Several writers, as one waits for each of its writes.
-async fn write(client: &Client, rate: u64) -> Vec<Workload> {
-    const WRITERS: u64 = 8;
-    let mut workloads = Vec::new();
-    for seed in 0..WRITERS {
-        let options = WorkloadOptions {
-            seed,
-            namespaces: COLLECTIONS.map(str::to_owned).to_vec(),
-            rate: rate as f64 / WRITERS as f64,
-            keys: 50_000,
-            ..WorkloadOptions::default()
-        };
-        workloads.push(Workload::start(client, options).await);
+/// Writes until told to stop, `rate` operations a second: updates, inserts and deletes in commands of a dozen, so that
+/// the writer itself costs little. Returns how many there were.
+async fn write(client: Client, rate: u64, documents: u64, stop: Arc<AtomicBool>) -> u64 {
+    const OPERATIONS: u64 = 12;
+    let database = client.database("shop");
+    let started = Instant::now();
+    let mut written = 0;
+    for round in 0_i64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let updates = (0..9).map(|n: i64| {
+            let id = (round * 7919 + n * 104_729).rem_euclid(documents as i64 / 5);
+            doc! { "q": { "_id": id }, "u": { "$inc": { "touched": 1 }, "$set": { "round": round } } }
+        });
+        let updates: Vec<Document> = updates.collect();
+        database.run_command(doc! { "update": "items", "updates": updates }).await.expect("update");
+        let new = |n: i64| doc! { "_id": 1_000_000_000 + round * 2 + n, "round": round };
+        let inserts = vec![new(0), new(1)];
+        database
+            .run_command(doc! { "insert": "items", "documents": inserts })
+            .await
+            .expect("insert");
+        let gone = doc! { "q": { "_id": 1_000_000_000 + round - 500 }, "limit": 1 };
+        database.run_command(doc! { "delete": "items", "deletes": [gone] }).await.expect("delete");
+        written += OPERATIONS;
+        let due = Duration::from_secs_f64(written as f64 / rate as f64);
+        tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
     }
-    workloads
+    written
 }
 
 fn setting(name: &str, default: u64) -> u64 {

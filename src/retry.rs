@@ -105,8 +105,8 @@ impl Drop for Outage {
 /// How long a call under way is waited for after a stop was asked for.
 const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
-/// Waits for a call, but not for ever once a stop was asked for: a server that cannot reach its majority answers nothing.
-/// What is left in flight is killed and waited out by the next start.
+/// Waits for a call, but not for ever once a stop was asked for: a server that cannot reach its majority answers
+/// nothing. What is left in flight is killed and waited out by the next start.
 ///
 /// # Errors
 /// [`Stopped::Stop`] if there was no answer in time.

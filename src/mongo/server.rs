@@ -74,18 +74,11 @@ impl Hello {
         self.reply.get_document("topologyVersion").ok()?.get_object_id("processId").ok()
     }
 
-    /// The newest entry of the primary's own oplog, majority-committed or not. Nothing that any member has ever read with
-    /// majority concern is newer: whoever is elected has all of that.
-    ///
-    /// # Errors
-    /// The reply has none.
-    pub fn last_written(&self, deployment: &Deployment) -> Result<Ts, Error> {
-        let last = self.reply.get_document("lastWrite");
-        let optime = last.and_then(|last| last.get_document("opTime"));
-        optime
-            .and_then(|optime| optime.get_timestamp("ts"))
-            .map(Ts::from)
-            .map_err(|_| unwanted_reply(deployment.side, "read the last optime", "opTime"))
+    /// The election term that the primary writes in.
+    #[must_use]
+    pub fn term(&self) -> Option<i64> {
+        let last = self.reply.get_document("lastWrite").ok()?;
+        last.get_document("opTime").ok()?.get_i64("t").ok()
     }
 
     /// The newest majority-committed optime and its wall time in milliseconds since 1970. Unlike `lastWrite.opTime` it

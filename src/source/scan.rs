@@ -9,7 +9,7 @@ use crate::mongo::{Deployment, Error, bson_count, run};
 use crate::position::Ts;
 
 /// Bytes of documents in one batch, about. Larger batches cost no less processor time but more memory.
-pub const BATCH_BYTES: u64 = 2 * 1024 * 1024;
+pub const BATCH_BYTES: u64 = 1024 * 1024;
 /// Documents in one batch at the most: the server's limit on the statements of one command.
 const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn batches_hold_about_as_many_bytes_whatever_the_documents() {
-        assert_eq!(Size { documents: 1000, bytes: 1000 * 1024 }.batch_documents(), 2048);
+        assert_eq!(Size { documents: 1000, bytes: 1000 * 1024 }.batch_documents(), 1024);
         assert_eq!(Size { documents: 10, bytes: 160 << 20 }.batch_documents(), 1);
         assert_eq!(Size { documents: 0, bytes: 0 }.batch_documents(), 100_000);
     }

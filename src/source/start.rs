@@ -52,9 +52,16 @@ pub async fn majority_optime(source: &Deployment) -> Result<(OpTime, i64), Error
 /// An optime that nothing read until now with majority concern lies after.
 ///
 /// # Errors
-/// The call failed.
+/// The call failed. A primary that has committed nothing in its own term yet may not know of everything that was
+/// committed before: it counts as one that is not there yet.
 pub async fn end(source: &Deployment) -> Result<Ts, Error> {
-    Hello::ask(source).await?.last_written(source)
+    let hello = Hello::ask(source).await?;
+    let (newest, _wall) = hello.majority_optime(source)?;
+    if hello.term() == Some(newest.term) {
+        return Ok(newest.ts);
+    }
+    let text = "the primary was elected just now";
+    Err(Error::other(source.side, "read the majority optime", text).into_unreachable())
 }
 
 async fn oldest_prepared(source: &Deployment) -> Result<Option<Ts>, Error> {

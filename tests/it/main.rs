@@ -13,9 +13,14 @@ mod cases;
 mod control;
 mod definitions;
 mod documents;
+mod fencing;
 #[allow(dead_code, unused_imports, reason = "shared with the demo: each uses a part")]
 mod harness;
 mod harness_works;
+mod networks;
+mod outages;
 mod overlap;
+mod reading;
 mod refusals;
+mod restarts;
 mod scenario;

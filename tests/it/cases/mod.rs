@@ -3,4 +3,5 @@
 pub mod chaos;
 pub mod definitions;
 pub mod documents;
+mod series;
 pub mod unique;

@@ -325,10 +325,10 @@ fn is_duplicate(error: &Error) -> bool {
 
 /// SplitMix64: small, and good enough to choose operations with.
 #[derive(Debug, Clone)]
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -337,7 +337,7 @@ impl Random {
     }
 
     /// A number below `bound`, which must not be 0.
-    fn below(&mut self, bound: u32) -> u32 {
+    pub(super) fn below(&mut self, bound: u32) -> u32 {
         let scaled = ((self.next() >> 32) * u64::from(bound)) >> 32;
         u32::try_from(scaled).expect("below a u32")
     }

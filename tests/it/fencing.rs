@@ -1,0 +1,116 @@
+//! One writer: a lease that is lost ends the daemon, and what a dead daemon left in flight does not land.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use serde_json::Value;
+
+use crate::harness::{
+    Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, assert_equal, quiesce, wait_for,
+};
+
+const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
+/// A lease is renewed every five seconds.
+const RENEWED_WITHIN: Duration = Duration::from_secs(8);
+const HELD: Option<i32> = Some(75);
+
+fn lease(target: &ReplicaSet) -> mongodb::Collection<Document> {
+    target.client().database("snapsync").collection("lease")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_loses_its_lease_ends() {
+    let Pair { source, target } = Pair::start().await;
+    let orders = source.client().database("shop").collection::<Document>("orders");
+    orders.insert_one(doc! {"_id": 1}).await.unwrap();
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF));
+    daemon.wait_state("live").await;
+    let found = lease(&target).find_one(doc! {}).await.unwrap().unwrap();
+    let id = doc! {"_id": found.get("_id")};
+    let theirs = doc! {"$set": {"instance": "another", "owner": "somebody else"}, "$inc": {"generation": 1_i64}};
+    lease(&target).update_one(id.clone(), theirs).await.unwrap();
+    let status = daemon.wait_exit(RENEWED_WITHIN).await;
+    assert_eq!(status.code(), HELD, "{}", daemon.log_tail());
+    assert_eq!(daemon.log_lines("taken by somebody else").len(), 1, "{}", daemon.log_tail());
+    orders.insert_one(doc! {"_id": 2}).await.unwrap();
+
+    // As long as the other one holds it there is no way in; once it has expired there is.
+    daemon.restart();
+    assert_eq!(daemon.wait_exit(Duration::from_secs(30)).await.code(), HELD);
+    let expired = vec![doc! {"$set": {"expires": {"$subtract": ["$$NOW", 1000]}}}];
+    lease(&target).update_one(id, expired).await.unwrap();
+    daemon.restart();
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+
+    lease(&target).delete_many(doc! {}).await.unwrap();
+    assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
+    daemon.restart();
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+}
+
+/// The insert of a killed daemon is still running in the server when its document has been deleted again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
+    let testable = ReplicaSetOptions::default().parameter("enableTestCommands=1");
+    let Pair { source, target } = Pair::with(ReplicaSetOptions::default(), testable).await;
+    let orders = source.client().database("shop").collection::<Document>("orders");
+    orders.insert_one(doc! {"_id": 1}).await.unwrap();
+    let hang = |mode: &str| {
+        let data = doc! {"nss": "shop.orders"};
+        doc! {"configureFailPoint": "hangDuringBatchInsert", "mode": mode, "data": data}
+    };
+    // Once in the copy, once in a window.
+    target.admin(hang("alwaysOn")).await;
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF));
+    for id in [1_i32, 2] {
+        if id == 2 {
+            target.admin(hang("alwaysOn")).await;
+            orders.insert_one(doc! {"_id": 2}).await.unwrap();
+        }
+        wait_inserting(&target).await;
+        daemon.kill9();
+        orders.delete_one(doc! {"_id": id}).await.unwrap();
+        daemon.restart();
+        if std::env::var_os("BREAK").is_none() {
+            wait_waiting(&mut daemon, id).await;
+        } else {
+            daemon.wait_state("live").await;
+        }
+        if std::env::var_os("BREAK").is_none() {
+            assert_eq!(daemon.status().await.unwrap()["state"], "starting");
+        }
+        target.admin(hang("off")).await;
+        quiesce(&mut daemon, &source).await;
+        assert_equal(&source, &target).await;
+    }
+    let settled = |status: &Value| status["lag_seconds"] == 0.0;
+    daemon.wait_status("no lag", Duration::from_secs(30), settled).await;
+    assert_equal(&source, &target).await;
+}
+
+async fn wait_waiting(daemon: &mut Daemon, times: i32) {
+    wait_for("the daemon to wait for the earlier run", Duration::from_secs(30), || {
+        let lines = daemon.log_lines("waiting for operations of an earlier run").len();
+        std::future::ready(if i32::try_from(lines).unwrap() >= times {
+            Ok(())
+        } else {
+            Err(format!("{lines} lines"))
+        })
+    })
+    .await;
+}
+
+async fn wait_inserting(target: &ReplicaSet) {
+    let command = doc! {"aggregate": 1, "cursor": {}, "pipeline": [
+        {"$currentOp": {"allUsers": true}},
+        {"$match": {"ns": "shop.orders", "op": "insert", "appName": {"$regex": "^snapsync "}}},
+    ]};
+    wait_for("an insert of the daemon's", Duration::from_secs(60), || async {
+        let reply = target.admin(command.clone()).await;
+        let batch = reply.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
+        if batch.is_empty() { Err("none".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
