@@ -19,3 +19,4 @@ mod harness_works;
 mod overlap;
 mod refusals;
 mod scenario;
+mod transactions;
