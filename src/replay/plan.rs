@@ -236,6 +236,7 @@ impl Plan {
                 Ok(())
             }
             _ => match Namespace::parse(operation.ns) {
+                Some(namespace) if !selection.may_include_database(&namespace.database) => Ok(()),
                 // A view is selected by its own name, not by the name of the place where it is stored.
                 Some(namespace) if namespace.collection == "system.views" => {
                     let definition = view_change(operation, selection)?;
@@ -411,8 +412,10 @@ fn definitions(
             return Ok(if selection.includes(&collection) { vec![make] } else { Vec::new() });
         }
         Ddl::Drop { collection } if collection.collection == "system.views" => {
-            let drop = Definition::DropViews { database: collection.database.clone() };
-            return Ok(if selection.includes(&collection) { vec![drop] } else { Vec::new() });
+            // Those that are followed, whatever else was in it.
+            let followed = selection.may_include_database(&collection.database);
+            let drop = Definition::DropViews { database: collection.database };
+            return Ok(if followed { vec![drop] } else { Vec::new() });
         }
         Ddl::Create { collection, options } if selection.includes(&collection) => {
             let mut options = control(options, operation)?;
