@@ -19,4 +19,5 @@ mod harness_works;
 mod overlap;
 mod refusals;
 mod scenario;
+mod selecting;
 mod transactions;

@@ -5,37 +5,37 @@ use bson::{DateTime, Document, doc};
 use super::documents::{delete, insert, update};
 use crate::scenario::{Scenario, Step};
 
-fn create(name: &str, options: Document) -> Step {
+pub(super) fn create(name: &str, options: Document) -> Step {
     let mut command = doc! {"create": name};
     command.extend(options);
     Step::Run(command)
 }
 
-fn drop(name: &str) -> Step {
+pub(super) fn drop(name: &str) -> Step {
     Step::Run(doc! {"drop": name})
 }
 
-fn indexes(collection: &str, specs: Vec<Document>) -> Step {
+pub(super) fn indexes(collection: &str, specs: Vec<Document>) -> Step {
     Step::Run(doc! {"createIndexes": collection, "indexes": specs})
 }
 
-fn index(name: &str, key: Document, rest: Document) -> Document {
+pub(super) fn index(name: &str, key: Document, rest: Document) -> Document {
     let mut spec = doc! {"name": name, "key": key};
     spec.extend(rest);
     spec
 }
 
-fn modify(collection: &str, changes: Document) -> Step {
+pub(super) fn modify(collection: &str, changes: Document) -> Step {
     let mut command = doc! {"collMod": collection};
     command.extend(changes);
     Step::Run(command)
 }
 
-fn rows(count: i32) -> Vec<Document> {
+pub(super) fn rows(count: i32) -> Vec<Document> {
     (0..count).map(|n| doc! {"_id": n, "n": n, "a": n % 7, "text": "some words"}).collect()
 }
 
-fn fill(collection: &str) -> Step {
+pub(super) fn fill(collection: &str) -> Step {
     insert(collection, rows(30))
 }
 
@@ -47,7 +47,7 @@ fn aggregate(collection: &str, pipeline: Vec<Document>) -> Step {
     Step::Run(doc! {"aggregate": collection, "pipeline": pipeline, "cursor": {}})
 }
 
-fn scenario(name: &'static str, before: Vec<Step>, after: Vec<Step>) -> Scenario {
+pub(super) fn scenario(name: &'static str, before: Vec<Step>, after: Vec<Step>) -> Scenario {
     Scenario { name, before, after }
 }
 
@@ -59,15 +59,14 @@ pub fn all() -> Vec<Scenario> {
         renames(),
         copies(),
         views(),
-        index_scenarios(),
-        changes(),
+        super::indexes::all(),
         series(),
         apply_ops(),
     ]
     .concat()
 }
 
-fn collation() -> Document {
+pub(super) fn collation() -> Document {
     doc! {"locale": "fr", "strength": 2}
 }
 
@@ -349,184 +348,6 @@ fn views() -> Vec<Scenario> {
             vec![Step::Refused(doc! {"create": "v", "viewOn": "v", "pipeline": []})],
         ),
         scenario("no_view_left", vec![fill("a"), view("v", "a", 1), drop("v")], vec![]),
-    ]
-}
-
-/// Indexes of every kind.
-fn kinds() -> Vec<Document> {
-    vec![
-        index("plain", doc! {"n": 1}, doc! {}),
-        index("compound", doc! {"n": -1, "a": 1, "sub.x": 1}, doc! {}),
-        index("unique", doc! {"_id": 1, "n": 1}, doc! {"unique": true}),
-        index("sparse", doc! {"s": 1}, doc! {"sparse": true}),
-        index("partial", doc! {"a": 1}, doc! {"partialFilterExpression": {"n": {"$gt": 3}}}),
-        index("ttl", doc! {"at": 1}, doc! {"expireAfterSeconds": 7200}),
-        index(
-            "text",
-            doc! {"text": "text", "title": "text"},
-            doc! {"weights": {"title": 5}, "default_language": "french"},
-        ),
-        index("sphere", doc! {"place": "2dsphere"}, doc! {}),
-        index("flat", doc! {"spot": "2d"}, doc! {"bits": 20, "min": -10, "max": 10}),
-        index("hashed", doc! {"h": "hashed"}, doc! {}),
-        index("compound_hashed", doc! {"b": 1, "h": "hashed"}, doc! {}),
-        index("wildcard", doc! {"$**": 1}, doc! {"wildcardProjection": {"n": 0, "text": 0}}),
-        index("wildcard_below", doc! {"sub.$**": 1}, doc! {}),
-        index("hidden", doc! {"hid": 1}, doc! {"hidden": true}),
-        index("collation", doc! {"c": 1}, doc! {"collation": collation()}),
-        index("same_key", doc! {"c": 1}, doc! {}),
-        index("double", doc! {"d": 1.0, "e": -1_i64}, doc! {}),
-        index("id_hashed", doc! {"_id": "hashed"}, doc! {}),
-        index("simple", doc! {"simple": 1}, doc! {"collation": {"locale": "simple"}}),
-    ]
-}
-
-fn index_scenarios() -> Vec<Scenario> {
-    let collated = || create("collated", doc! {"collation": collation()});
-    let on_collated = || {
-        vec![
-            index("inherits", doc! {"n": 1}, doc! {}),
-            index("simple", doc! {"n": 1, "a": 1}, doc! {"collation": {"locale": "simple"}}),
-            index(
-                "simple_unique",
-                doc! {"s": 1},
-                doc! {
-                    "collation": {"locale": "simple"}, "unique": true, "partialFilterExpression": {"s": {"$exists": true}},
-                },
-            ),
-            index("other", doc! {"a": 1}, doc! {"collation": {"locale": "de"}}),
-        ]
-    };
-    let dup = || vec![doc! {"_id": 100, "n": 1}];
-    let old = index("old", doc! {"o": 1}, doc! {"v": 1});
-    vec![
-        scenario(
-            "indexes",
-            vec![fill("full"), create("empty", doc! {}), collated()],
-            vec![
-                indexes("full", kinds()),
-                indexes("empty", kinds()),
-                indexes("made_by_indexes", kinds()),
-                indexes("full", kinds()),
-                indexes("empty", vec![old.clone()]),
-                indexes("collated", on_collated()),
-                insert("collated", vec![doc! {"_id": 1, "s": "a"}, doc! {"_id": 2, "s": "A"}]),
-                insert(
-                    "full",
-                    vec![
-                        doc! {"_id": 50, "n": 50, "place": {"type": "Point", "coordinates": [1, 2]}},
-                    ],
-                ),
-            ],
-        ),
-        scenario(
-            "indexes_there",
-            vec![
-                fill("full"),
-                indexes("full", kinds()),
-                indexes("old", vec![old]),
-                collated(),
-                indexes("collated", on_collated()),
-                insert("collated", vec![doc! {"_id": 1, "s": "a"}, doc! {"_id": 2, "s": "A"}]),
-            ],
-            vec![
-                Step::Run(doc! {"dropIndexes": "full", "index": "plain"}),
-                Step::Run(doc! {"dropIndexes": "full", "index": {"a": 1}}),
-                Step::Run(doc! {"dropIndexes": "full", "index": ["ttl", "text"]}),
-                indexes("full", vec![index("plain", doc! {"other": 1}, doc! {})]),
-                Step::Run(doc! {"dropIndexes": "collated", "index": "*"}),
-            ],
-        ),
-        scenario(
-            "all_indexes_dropped",
-            vec![fill("full"), indexes("full", kinds())],
-            vec![
-                Step::Run(doc! {"dropIndexes": "full", "index": "*"}),
-                indexes("full", vec![kinds().remove(0)]),
-            ],
-        ),
-        scenario(
-            "failing_unique_index",
-            vec![fill("full"), insert("full", dup())],
-            vec![
-                Step::Refused(doc! {
-                    "createIndexes": "full", "indexes": [index("n", doc! {"n": 1}, doc! {"unique": true})],
-                }),
-                delete("full", doc! {"_id": 100}),
-                indexes("full", vec![index("n2", doc! {"n": 1, "a": 1}, doc! {"unique": true})]),
-            ],
-        ),
-    ]
-}
-
-fn changes() -> Vec<Scenario> {
-    let by_name = |name: &str, rest: Document| {
-        let mut change = doc! {"name": name};
-        change.extend(rest);
-        modify("a", doc! {"index": change})
-    };
-    vec![
-        scenario(
-            "changed",
-            vec![
-                fill("a"),
-                indexes("a", kinds()),
-                indexes(
-                    "a",
-                    vec![
-                        index("becomes_unique", doc! {"n": 1, "u": 1}, doc! {}),
-                        index("becomes_ttl", doc! {"soon": 1}, doc! {}),
-                    ],
-                ),
-            ],
-            vec![
-                modify(
-                    "a",
-                    doc! {"validator": {"n": {"$type": "int"}}, "validationLevel": "moderate"},
-                ),
-                modify("a", doc! {"validationAction": "warn"}),
-                insert("a", vec![doc! {"_id": "bad", "n": "no number"}]),
-                modify("a", doc! {"validator": {}, "validationLevel": "off"}),
-                modify("a", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
-                update("a", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
-                by_name("plain", doc! {"hidden": true}),
-                by_name("hidden", doc! {"hidden": false}),
-                by_name("ttl", doc! {"expireAfterSeconds": 10}),
-                by_name("becomes_ttl", doc! {"expireAfterSeconds": 1000}),
-                modify("a", doc! {"index": {"keyPattern": {"s": 1}, "hidden": true}}),
-                by_name("becomes_unique", doc! {"prepareUnique": true}),
-                by_name("becomes_unique", doc! {"unique": true}),
-                by_name("compound", doc! {"prepareUnique": true}),
-                by_name("compound", doc! {"prepareUnique": false}),
-                modify("a", doc! {}),
-            ],
-        ),
-        scenario(
-            "changed_clustered",
-            vec![
-                create("c", doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}}),
-                create(
-                    "t",
-                    doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}, "expireAfterSeconds": 100},
-                ),
-            ],
-            vec![
-                modify("c", doc! {"expireAfterSeconds": 1000_i64}),
-                modify("t", doc! {"expireAfterSeconds": "off"}),
-                fill("c"),
-            ],
-        ),
-        scenario(
-            "changed_and_replaced",
-            vec![fill("a"), create("b", doc! {"validator": {"n": {"$exists": true}}})],
-            vec![
-                modify("a", doc! {"validator": {"n": {"$gt": -1}}}),
-                Step::RenameOver("a", "b"),
-                modify("b", doc! {"validator": {"n": {"$gt": -2}}}),
-                insert("a", rows(1)),
-                modify("a", doc! {"validationLevel": "moderate"}),
-            ],
-        ),
     ]
 }
 

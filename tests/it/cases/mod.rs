@@ -3,4 +3,5 @@
 pub mod chaos;
 pub mod definitions;
 pub mod documents;
+mod indexes;
 pub mod unique;
