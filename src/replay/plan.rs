@@ -11,6 +11,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, Uuid};
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
 use crate::oplog::diff::{self, DiffError};
+use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::entry::DecodeError;
 use crate::oplog::entry::{Kind, Operation};
@@ -50,6 +51,9 @@ pub struct Stage {
 pub struct Changes {
     changes: Vec<Change>,
     places: HashMap<IdKey, usize>,
+    /// Which of them were removed and then inserted again: after how many changes, and as which of these.
+    again: HashMap<usize, (usize, usize)>,
+    inserted_again: usize,
 }
 
 /// What a window did to one document.
@@ -87,6 +91,20 @@ impl Change {
                 id.as_bytes().len() + diffs
             }
             Self::Remove { id } => id.as_bytes().len(),
+        }
+    }
+
+    /// What tells changes apart that one command cannot make in their order.
+    #[must_use]
+    pub fn kind(&self) -> impl PartialEq + use<> {
+        (std::mem::discriminant(self), matches!(self, Self::Put { fresh: true, .. }))
+    }
+
+    /// Makes sure that its document is not inserted in one go with others where some of them may be there already, or
+    /// where an insert would change it.
+    pub fn put_one_by_one(&mut self, may_be_there: bool) {
+        if let Self::Put { document, fresh } = self {
+            *fresh &= !may_be_there && !document::shape(document).zero_timestamp;
         }
     }
 
@@ -280,6 +298,28 @@ impl Changes {
         self.changes.into_iter()
     }
 
+    /// The changes as a collection takes them whose documents have an order. A document that was removed and inserted
+    /// again stands behind all that were there before that.
+    #[must_use]
+    pub fn into_ordered(self) -> Vec<Change> {
+        let mut ordered = Vec::with_capacity(self.changes.len());
+        for (place, change) in self.changes.into_iter().enumerate() {
+            let id = match &change {
+                Change::Put { document, .. } => document::id(document),
+                Change::Patch { .. } | Change::Remove { .. } => None,
+            };
+            match (self.again.get(&place), id) {
+                (Some(later), Some(id)) => {
+                    ordered.push(((place, 0), Change::Remove { id: single("_id", id) }));
+                    ordered.push((*later, change));
+                }
+                _ => ordered.push(((place, 0), change)),
+            }
+        }
+        ordered.sort_by_key(|(order, _)| *order);
+        ordered.into_iter().map(|(_, change)| change).collect()
+    }
+
     /// Number of documents concerned.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -344,6 +384,10 @@ impl Changes {
             Some(place) => {
                 let place = *place;
                 let fresh = matches!(self.changes[place], Change::Put { fresh: true, .. });
+                if inserted && self.changes[place].is_removal() {
+                    self.inserted_again += 1;
+                    self.again.insert(place, (self.changes.len() - 1, self.inserted_again));
+                }
                 self.changes[place] = Change::Put { document, fresh };
             }
             None => {

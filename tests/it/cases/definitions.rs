@@ -1,6 +1,6 @@
 //! What can be done to collections, views and indexes; every scenario in a database of its own.
 
-use bson::{DateTime, Document, doc};
+use bson::{DateTime, Document, Timestamp, doc};
 
 use super::documents::{delete, insert, update};
 use crate::scenario::{Scenario, Step};
@@ -123,6 +123,36 @@ fn creations() -> Vec<Scenario> {
                 insert("log", (50..53).map(|n| doc! {"_id": n}).collect()),
                 delete("log", doc! {"_id": 40}),
                 insert("log", vec![doc! {"_id": 40, "again": true}]),
+            ],
+        ),
+        scenario(
+            "capped_order",
+            vec![
+                create("log", doc! {"capped": true, "size": 100_000}),
+                insert("log", rows(15)),
+                update(
+                    "log",
+                    doc! {"_id": 6},
+                    vec![doc! {"$set": {"t": Timestamp { time: 0, increment: 0 }}}],
+                ),
+            ],
+            vec![
+                insert("log", vec![doc! {"_id": 20}, doc! {"_id": 21}]),
+                delete("log", doc! {"_id": 3}),
+                insert("log", vec![doc! {"_id": 3, "again": true}, doc! {"_id": 22}]),
+                delete("log", doc! {"_id": 4}),
+                delete("log", doc! {"_id": 20}),
+                insert("log", vec![doc! {"_id": 20, "again": true}]),
+                update("log", doc! {"_id": 5}, doc! {"$set": {"x": 1}}),
+                insert("log", vec![doc! {"_id": 4, "again": true}, doc! {"_id": 23}]),
+                delete("log", doc! {"_id": 3}),
+                insert("log", vec![doc! {"_id": 3, "again": 2}]),
+                update(
+                    "log",
+                    doc! {"_id": 20},
+                    vec![doc! {"$set": {"t": Timestamp { time: 0, increment: 0 }}}],
+                ),
+                insert("log", vec![doc! {"_id": 24}]),
             ],
         ),
         scenario(
