@@ -168,16 +168,12 @@ async fn random_definitions_from_several_writers_converge() {
         let chaos = Chaos::start(source.client(), seed, 3);
         let done = async |count: u64| {
             let done = || async {
-                let accepted = chaos.accepted();
-                if accepted >= count {
-                    Ok(())
-                } else {
-                    Err(format!("{accepted} of {count} operations"))
-                }
+                let tried = chaos.tried();
+                if tried >= count { Ok(()) } else { Err(format!("{tried} of {count} operations")) }
             };
             wait_for("the writers", Duration::from_secs(60), done).await;
         };
-        done(200).await;
+        done(250).await;
         eprintln!("seed {seed}");
         let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(SLOW));
         daemon
@@ -185,7 +181,7 @@ async fn random_definitions_from_several_writers_converge() {
                 status["copy"]["complete"] == true
             })
             .await;
-        done(chaos.accepted() + 200).await;
+        done(chaos.tried() + 250).await;
         chaos.stop().await;
         assert_arrives(&mut daemon, &source, &target).await;
         daemon.terminate().await;
