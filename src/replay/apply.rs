@@ -165,9 +165,7 @@ impl Applier {
         });
         let mut conflicts: Vec<Conflict> = all(self.workers, puts, stop).await?;
         for (uuid, place, changes) in ordered {
-            let mut changes = changes.into_ordered();
-            // Inserts of several at once leave those that are there already for later, which is another order.
-            changes.iter_mut().for_each(|change| change.put_one_by_one(tolerant));
+            let changes = changes.into_ordered(tolerant);
             conflicts.extend(self.write_in_order(uuid, &place, changes, stop).await?);
         }
         Conflicts::from(conflicts).retry(self, stop).await

@@ -169,8 +169,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Renames a followed collection. After a kill it is found under its new name by its UUID, so the catalogue with that
-    /// is made durable first: the collection may have been created in this very window.
+    /// Renames a followed collection. After a kill it is found under its new name by its UUID, so the catalogue with
+    /// that is made durable first: the collection may have been created in this very window.
     async fn rename_known(&self, from: &Namespace, to: &Namespace, stop: &Stop) -> Outcome {
         let saved = tokio::task::block_in_place(|| self.store.save());
         saved.map_err(|error| {

@@ -97,14 +97,15 @@ impl Change {
     /// What tells changes apart that one command cannot make in their order.
     #[must_use]
     pub fn kind(&self) -> impl PartialEq + use<> {
-        (std::mem::discriminant(self), matches!(self, Self::Put { fresh: true, .. }))
+        (std::mem::discriminant(self), self.is_insert())
     }
 
-    /// Makes sure that its document is not inserted in one go with others where some of them may be there already, or
-    /// where an insert would change it.
-    pub fn put_one_by_one(&mut self, may_be_there: bool) {
-        if let Self::Put { document, fresh } = self {
-            *fresh &= !may_be_there && !document::shape(document).zero_timestamp;
+    /// Whether it is a document that is not there yet, and that an insert does not change.
+    #[must_use]
+    pub fn is_insert(&self) -> bool {
+        match self {
+            Self::Put { document, fresh } => *fresh && !document::shape(document).zero_timestamp,
+            Self::Patch { .. } | Self::Remove { .. } => false,
         }
     }
 
@@ -299,25 +300,25 @@ impl Changes {
     }
 
     /// The changes as a collection takes them whose documents have an order. A document that was removed and inserted
-    /// again stands behind all that were there before that.
+    /// again stands behind all that were there before that, so it is removed at first. In a tolerant window that goes
+    /// for every document that was inserted: it may be there already, behind others that come before it.
     #[must_use]
-    pub fn into_ordered(self) -> Vec<Change> {
+    pub fn into_ordered(self, tolerant: bool) -> Vec<Change> {
+        let mut first = Vec::new();
         let mut ordered = Vec::with_capacity(self.changes.len());
         for (place, change) in self.changes.into_iter().enumerate() {
-            let id = match &change {
-                Change::Put { document, .. } => document::id(document),
-                Change::Patch { .. } | Change::Remove { .. } => None,
-            };
-            match (self.again.get(&place), id) {
-                (Some(later), Some(id)) => {
-                    ordered.push(((place, 0), Change::Remove { id: single("_id", id) }));
-                    ordered.push((*later, change));
-                }
-                _ => ordered.push(((place, 0), change)),
+            let later = self.again.get(&place).copied();
+            if let Change::Put { document, fresh } = &change
+                && (later.is_some() || (tolerant && *fresh))
+                && let Some(id) = document::id(document)
+            {
+                first.push(Change::Remove { id: single("_id", id) });
             }
+            ordered.push((later.unwrap_or((place, 0)), change));
         }
         ordered.sort_by_key(|(order, _)| *order);
-        ordered.into_iter().map(|(_, change)| change).collect()
+        first.extend(ordered.into_iter().map(|(_, change)| change));
+        first
     }
 
     /// Number of documents concerned.
@@ -532,5 +533,38 @@ fn view_change(
             Err(unsupported("a partial update of a view's definition", operation))
         }
         Kind::Noop | Kind::Command { .. } => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    /// What becomes of the documents: `+` for a put, `-` for a removal, in order.
+    fn ordered(tolerant: bool) -> Vec<String> {
+        let mut changes = Changes::default();
+        let id = |n: i32| rawdoc! { "_id": n };
+        let key = |n: i32| document::id(&id(n)).map(IdKey::new).unwrap();
+        changes.put(key(1), id(1), true);
+        changes.remove(key(2), id(2));
+        changes.put(key(3), id(3), false);
+        changes.put(key(2), id(2), true);
+        changes.put(key(4), id(4), true);
+        changes.remove(key(5), id(5));
+        let text = |change: Change| {
+            let sign = if change.is_removal() { '-' } else { '+' };
+            let (Change::Put { document: id, .. }
+            | Change::Patch { id, .. }
+            | Change::Remove { id }) = change;
+            format!("{sign}{}", id.get_i32("_id").unwrap())
+        };
+        changes.into_ordered(tolerant).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_document_inserted_again_stands_behind_those_before() {
+        assert_eq!(ordered(false), ["-2", "+1", "+3", "+2", "+4", "-5"]);
+        assert_eq!(ordered(true), ["-1", "-2", "-4", "+1", "+3", "+2", "+4", "-5"]);
     }
 }
