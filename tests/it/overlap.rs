@@ -63,7 +63,7 @@ async fn state(daemon: &Daemon) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_may_happen_while_the_copy_runs() {
     let Pair { source, target } = Pair::start().await;
-    slow_down(&source, 8).await;
+    slow_down(&source, 16).await;
     let scenarios = Arc::new(everything());
     for (scenario, database) in scenarios.iter() {
         scenario.prepare(source.client(), database).await;
@@ -93,6 +93,7 @@ async fn every_scenario_may_happen_while_the_copy_runs() {
         writer.await.unwrap();
     }
     assert_eq!(state(&daemon).await, "copying", "the copy was over before the scenarios were");
+    let_go(&mut daemon);
     assert_arrives(&mut daemon, &source, &target).await;
 }
 
