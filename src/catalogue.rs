@@ -57,7 +57,7 @@ impl Collection {
 pub struct View {
     /// Its name on the target.
     pub target: Namespace,
-    /// `viewOn`, `pipeline` and `collation`, as the source states them.
+    /// `viewOn` (by its name on the target), `pipeline` and `collation`.
     pub definition: Spec,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bson::{RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
+use bson::{RawArray, RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::task::JoinHandle;
 
@@ -185,26 +185,11 @@ impl Copier {
     async fn insert_with_odd_ones(
         &self,
         place: &Place,
-        array: &bson::RawArray,
+        array: &RawArray,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        let documents = array.into_iter().filter_map(|value| value.ok()?.as_document());
-        let (odd, plain): (Vec<&RawDocument>, Vec<&RawDocument>) =
-            documents.partition(|document| document::shape(document).zero_timestamp);
-        let mut rest = RawArrayBuf::new();
-        for document in plain {
-            rest.push(document.to_owned());
-        }
-        if !rest.is_empty() {
-            self.send(place, place.insert(&rest), stop).await?;
-        }
-        let puts = odd
-            .into_iter()
-            .filter_map(|document| Some(statements::put(document::id(document)?, document)));
-        for run in statements::chunks(puts.collect(), |put| put.as_bytes().len()) {
-            let mut array = RawArrayBuf::new();
-            run.into_iter().for_each(|put| array.push(put));
-            self.send(place, place.update(array, false), stop).await?;
+        for command in in_order(place, array) {
+            self.send(place, command, stop).await?;
         }
         Ok(())
     }
@@ -226,4 +211,32 @@ impl Copier {
             None => Ok(()),
         }
     }
+}
+
+/// Commands that write these documents in their order, which matters in a capped collection: those that a plain insert
+/// would change are put.
+fn in_order(place: &Place, array: &RawArray) -> Vec<RawDocumentBuf> {
+    let odd = |document: &RawDocument| document::shape(document).zero_timestamp;
+    let documents = array.into_iter().filter_map(|value| value.ok()?.as_document());
+    let mut documents = documents.peekable();
+    let mut commands = Vec::new();
+    while documents.peek().is_some() {
+        let mut plain = RawArrayBuf::new();
+        while let Some(document) = documents.next_if(|document| !odd(document)) {
+            plain.push(document.to_owned());
+        }
+        if !plain.is_empty() {
+            commands.push(place.insert(&plain));
+        }
+        let mut puts = Vec::new();
+        while let Some(document) = documents.next_if(|document| odd(document)) {
+            puts.extend(document::id(document).map(|id| statements::put(id, document)));
+        }
+        for run in statements::chunks(puts, |put| put.as_bytes().len()) {
+            let mut array = RawArrayBuf::new();
+            run.into_iter().for_each(|put| array.push(put));
+            commands.push(place.update(array, false));
+        }
+    }
+    commands
 }

@@ -92,7 +92,7 @@ impl Applier {
                     conflicts
                         .merge_into(&mut stage)
                         .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;
-                    conflicts = self.write(stage, stop).await?;
+                    conflicts = self.write(stage, tolerant, stop).await?;
                     // Strictly in order every stage ends in a state the source had, so nothing stays in the way.
                     if !tolerant {
                         std::mem::take(&mut conflicts).resolve(self, stop).await?;
@@ -130,7 +130,12 @@ impl Applier {
         Some((collection, place))
     }
 
-    async fn write(&self, stage: Stage, stop: &Stop) -> Result<Conflicts, Stopped<ApplyError>> {
+    async fn write(
+        &self,
+        stage: Stage,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Result<Conflicts, Stopped<ApplyError>> {
         let mut removals = Vec::new();
         let mut puts = Vec::new();
         let mut ordered = Vec::new();
@@ -160,6 +165,7 @@ impl Applier {
         });
         let mut conflicts: Vec<Conflict> = all(self.workers, puts, stop).await?;
         for (uuid, place, changes) in ordered {
+            let changes = changes.into_ordered(tolerant);
             conflicts.extend(self.write_in_order(uuid, &place, changes, stop).await?);
         }
         Conflicts::from(conflicts).retry(self, stop).await
@@ -180,22 +186,23 @@ impl Applier {
         pieces.into_iter()
     }
 
-    /// A capped collection: its order is part of what it is, so runs of puts and removals are written one by one.
+    /// A capped collection: its order is part of what it is, so runs of changes of one kind are written one by one.
     async fn write_in_order(
         &self,
         uuid: Uuid,
         place: &Place,
-        changes: Changes,
+        changes: Vec<Change>,
         stop: &Stop,
     ) -> Result<Vec<Conflict>, Stopped<ApplyError>> {
         let mut conflicts = Vec::new();
-        let mut changes = changes.into_changes().peekable();
+        let mut changes = changes.into_iter().peekable();
         while let Some(first) = changes.next() {
-            let removal = first.is_removal();
+            let kind = first.kind();
             let mut run = vec![first];
-            while let Some(next) = changes.next_if(|next| next.is_removal() == removal) {
+            while let Some(next) = changes.next_if(|next| next.kind() == kind) {
                 run.push(next);
             }
+            let removal = run.first().is_some_and(Change::is_removal);
             for piece in chunks(run, Change::bytes) {
                 if removal {
                     remove_all(&self.writers, place, piece, stop).await?;

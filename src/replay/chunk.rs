@@ -75,10 +75,9 @@ pub(super) async fn put_all(
     let mut puts = Vec::new();
     let mut patches = Vec::new();
     for change in changes {
+        let is_insert = change.is_insert();
         match change {
-            Change::Put { document, fresh: true } if !document::shape(&document).zero_timestamp => {
-                fresh.push(document);
-            }
+            Change::Put { document, .. } if is_insert => fresh.push(document),
             Change::Put { document, .. } => puts.push(document),
             Change::Patch { id, diffs } => patches.push((id, diffs)),
             Change::Remove { .. } => {}

@@ -11,6 +11,7 @@ use bson::{Document, RawDocument, RawDocumentBuf, Uuid};
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
 use crate::oplog::diff::{self, DiffError};
+use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::entry::DecodeError;
 use crate::oplog::entry::{Kind, Operation};
@@ -50,6 +51,9 @@ pub struct Stage {
 pub struct Changes {
     changes: Vec<Change>,
     places: HashMap<IdKey, usize>,
+    /// Which of them were removed and then inserted again: after how many changes, and as which of these.
+    again: HashMap<usize, (usize, usize)>,
+    inserted_again: usize,
 }
 
 /// What a window did to one document.
@@ -87,6 +91,21 @@ impl Change {
                 id.as_bytes().len() + diffs
             }
             Self::Remove { id } => id.as_bytes().len(),
+        }
+    }
+
+    /// What tells changes apart that one command cannot make in their order.
+    #[must_use]
+    pub fn kind(&self) -> impl PartialEq + use<> {
+        (std::mem::discriminant(self), self.is_insert())
+    }
+
+    /// Whether it is a document that is not there yet, and that an insert does not change.
+    #[must_use]
+    pub fn is_insert(&self) -> bool {
+        match self {
+            Self::Put { document, fresh } => *fresh && !document::shape(document).zero_timestamp,
+            Self::Patch { .. } | Self::Remove { .. } => false,
         }
     }
 
@@ -236,6 +255,7 @@ impl Plan {
                 Ok(())
             }
             _ => match Namespace::parse(operation.ns) {
+                Some(namespace) if !selection.may_include_database(&namespace.database) => Ok(()),
                 // A view is selected by its own name, not by the name of the place where it is stored.
                 Some(namespace) if namespace.collection == "system.views" => {
                     let definition = view_change(operation, selection)?;
@@ -277,6 +297,28 @@ impl Changes {
     /// Net changes in order.
     pub fn into_changes(self) -> impl Iterator<Item = Change> {
         self.changes.into_iter()
+    }
+
+    /// The changes as a collection takes them whose documents have an order. A document that was removed and inserted
+    /// again stands behind all that were there before that, so it is removed at first. In a tolerant window that goes
+    /// for every document that was inserted: it may be there already, behind others that come before it.
+    #[must_use]
+    pub fn into_ordered(self, tolerant: bool) -> Vec<Change> {
+        let mut first = Vec::new();
+        let mut ordered = Vec::with_capacity(self.changes.len());
+        for (place, change) in self.changes.into_iter().enumerate() {
+            let later = self.again.get(&place).copied();
+            if let Change::Put { document, fresh } = &change
+                && (later.is_some() || (tolerant && *fresh))
+                && let Some(id) = document::id(document)
+            {
+                first.push(Change::Remove { id: single("_id", id) });
+            }
+            ordered.push((later.unwrap_or((place, 0)), change));
+        }
+        ordered.sort_by_key(|(order, _)| *order);
+        first.extend(ordered.into_iter().map(|(_, change)| change));
+        first
     }
 
     /// Number of documents concerned.
@@ -343,6 +385,10 @@ impl Changes {
             Some(place) => {
                 let place = *place;
                 let fresh = matches!(self.changes[place], Change::Put { fresh: true, .. });
+                if inserted && self.changes[place].is_removal() {
+                    self.inserted_again += 1;
+                    self.again.insert(place, (self.changes.len() - 1, self.inserted_again));
+                }
                 self.changes[place] = Change::Put { document, fresh };
             }
             None => {
@@ -411,8 +457,10 @@ fn definitions(
             return Ok(if selection.includes(&collection) { vec![make] } else { Vec::new() });
         }
         Ddl::Drop { collection } if collection.collection == "system.views" => {
-            let drop = Definition::DropViews { database: collection.database.clone() };
-            return Ok(if selection.includes(&collection) { vec![drop] } else { Vec::new() });
+            // Those that are followed, whatever else was in it.
+            let followed = selection.may_include_database(&collection.database);
+            let drop = Definition::DropViews { database: collection.database };
+            return Ok(if followed { vec![drop] } else { Vec::new() });
         }
         Ddl::Create { collection, options } if selection.includes(&collection) => {
             let mut options = control(options, operation)?;
@@ -485,5 +533,38 @@ fn view_change(
             Err(unsupported("a partial update of a view's definition", operation))
         }
         Kind::Noop | Kind::Command { .. } => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    /// What becomes of the documents: `+` for a put, `-` for a removal, in order.
+    fn ordered(tolerant: bool) -> Vec<String> {
+        let mut changes = Changes::default();
+        let id = |n: i32| rawdoc! { "_id": n };
+        let key = |n: i32| document::id(&id(n)).map(IdKey::new).unwrap();
+        changes.put(key(1), id(1), true);
+        changes.remove(key(2), id(2));
+        changes.put(key(3), id(3), false);
+        changes.put(key(2), id(2), true);
+        changes.put(key(4), id(4), true);
+        changes.remove(key(5), id(5));
+        let text = |change: Change| {
+            let sign = if change.is_removal() { '-' } else { '+' };
+            let (Change::Put { document: id, .. }
+            | Change::Patch { id, .. }
+            | Change::Remove { id }) = change;
+            format!("{sign}{}", id.get_i32("_id").unwrap())
+        };
+        changes.into_ordered(tolerant).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_document_inserted_again_stands_behind_those_before() {
+        assert_eq!(ordered(false), ["-2", "+1", "+3", "+2", "+4", "-5"]);
+        assert_eq!(ordered(true), ["-1", "-2", "-4", "+1", "+3", "+2", "+4", "-5"]);
     }
 }

@@ -145,6 +145,7 @@ impl Selection {
     /// Whether this source namespace is carried. Time-series buckets follow the collection they belong to.
     ///
     /// A view is asked for under its own name; `system.views` answers only for the collection of definitions itself.
+    /// The servers' own temporaries (of `$out`, `convertToCapped`) are carried until they get their name.
     #[must_use]
     pub fn includes(&self, namespace: &Namespace) -> bool {
         if NEVER_COPIED.contains(&namespace.database.as_str()) {
@@ -155,6 +156,9 @@ impl Selection {
         let user_data = !system || (buckets.is_empty() && SYSTEM_USER_DATA.contains(&name));
         if !user_data || name.is_empty() || name.starts_with(STAGING_PREFIX) {
             return false;
+        }
+        if is_temporary(name) && self.may_include_database(&namespace.database) {
+            return true;
         }
         let matches = |pattern: &Pattern| pattern.matches(&namespace.database, name);
         self.include.iter().any(matches) && !self.exclude.iter().any(matches)
@@ -320,6 +324,21 @@ fn split_buckets(collection: &str) -> (&str, &str) {
     }
 }
 
+/// Whether a server fills this collection and then renames it to what a client asked for.
+fn is_temporary(collection: &str) -> bool {
+    const MARKS: [&str; 2] = ["renameCollection", "convertToCapped"];
+    let Some(rest) = collection.strip_prefix("tmp") else { return false };
+    if rest.starts_with(".agg_out.") || rest.starts_with(".mr.") {
+        return true;
+    }
+    // Five random letters or digits, and what for.
+    rest.split_once('.').is_some_and(|(random, mark)| {
+        random.len() == 5
+            && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && MARKS.contains(&mark.split('.').next().unwrap_or_default())
+    })
+}
+
 /// FNV-1a, 64 bits, in hexadecimal. Written out here because the result is kept on disk: the standard library's
 /// hashers may change between releases. A zero byte ends each text and a one byte each list; names hold neither.
 fn fnv1a(lists: &[Vec<String>]) -> String {
@@ -340,6 +359,20 @@ mod tests {
     use super::pattern::tests::model_glob;
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn temporaries_of_the_server_are_carried() {
+        let selection = Selection::new(&["shop.orders".into()], &["crm".into()], &[]).unwrap();
+        let includes = |database, name| selection.includes(&Namespace::new(database, name));
+        let names =
+            ["tmp.agg_out.05c96c63", "tmpJa5K6.convertToCapped.p", "tmpJa5K6.renameCollection"];
+        for name in names {
+            assert!(includes("shop", name) && !includes("crm", name), "{name}");
+        }
+        for name in ["tmp", "tmp.orders", "tmp_1.renameCollection", "tmpJa5K6.mine", "tmpJa5K6"] {
+            assert!(!includes("shop", name), "{name}");
+        }
+    }
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()

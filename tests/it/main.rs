@@ -24,3 +24,5 @@ mod reading;
 mod refusals;
 mod restarts;
 mod scenario;
+mod selecting;
+mod transactions;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Client;
+use mongodb::error::Error;
 use tokio::task::JoinHandle;
 
 const DATABASES: [&str; 2] = ["east", "west"];
@@ -15,33 +16,34 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// Writers that run until they are stopped.
 pub struct Chaos {
     stop: Arc<AtomicBool>,
-    accepted: Arc<AtomicU64>,
+    tried: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Chaos {
     /// Starts so many writers.
     pub fn start(client: &Client, seed: u64, writers: u64) -> Self {
-        let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, tried) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..writers).map(|writer| {
-            let (client, stop, accepted) = (client.clone(), stop.clone(), accepted.clone());
+            let (client, stop, tried) = (client.clone(), stop.clone(), tried.clone());
             tokio::spawn(async move {
                 let mut random = Random(seed.wrapping_mul(1000) + writer);
                 while !stop.load(Ordering::Relaxed) {
-                    let done = operation(&client, &mut random).await;
-                    accepted.fetch_add(u64::from(done), Ordering::Relaxed);
+                    // What the source refuses is part of the game.
+                    drop(operation(&client, &mut random).await);
+                    tried.fetch_add(1, Ordering::Relaxed);
                     // The target needs more time for a definition than the source.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             })
         });
         let tasks = tasks.collect();
-        Self { stop, accepted, tasks }
+        Self { stop, tried, tasks }
     }
 
-    /// How many operations the source has accepted so far.
-    pub fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
+    /// How many operations there were so far.
+    pub fn tried(&self) -> u64 {
+        self.tried.load(Ordering::Relaxed)
     }
 
     /// Ends after the operations in hand.
@@ -72,7 +74,7 @@ impl Random {
     }
 }
 
-async fn operation(client: &Client, random: &mut Random) -> bool {
+async fn operation(client: &Client, random: &mut Random) -> Result<(), Error> {
     let database = random.of(&DATABASES);
     let name = random.of(&NAMES);
     let id = random.id();
@@ -110,7 +112,7 @@ async fn operation(client: &Client, random: &mut Random) -> bool {
         97..99 => return transaction(client, random).await,
         _ => doc! {"dropDatabase": 1},
     };
-    client.database(target).run_command(command).await.is_ok()
+    client.database(target).run_command(command).await.map(drop)
 }
 
 fn change(random: &mut Random) -> Document {
@@ -151,20 +153,19 @@ fn index(name: &str, random: &mut Random) -> Document {
 }
 
 /// Some writes together; aborted once in a while.
-async fn transaction(client: &Client, random: &mut Random) -> bool {
-    let Ok(mut session) = client.start_session().await else { return false };
-    if session.start_transaction().await.is_err() {
-        return false;
-    }
+async fn transaction(client: &Client, random: &mut Random) -> Result<(), Error> {
+    let mut session = client.start_session().await?;
+    session.start_transaction().await?;
     for _ in 0..3 {
         let database = client.database(random.of(&DATABASES));
         let command = doc! {"update": random.of(&NAMES), "updates": [change(random)]};
-        if database.run_command(command).session(&mut session).await.is_err() {
-            return false;
+        if let Err(error) = database.run_command(command).session(&mut session).await {
+            drop(session.abort_transaction().await);
+            return Err(error);
         }
     }
     if random.below(4) == 0 {
-        return session.abort_transaction().await.is_ok();
+        return session.abort_transaction().await;
     }
-    session.commit_transaction().await.is_ok()
+    session.commit_transaction().await
 }

@@ -1,6 +1,6 @@
 //! What can be done to collections, views and indexes; every scenario in a database of its own.
 
-use bson::{DateTime, Document, doc};
+use bson::{DateTime, Document, Timestamp, doc};
 
 use super::documents::{delete, insert, update};
 use crate::scenario::{Scenario, Step};
@@ -31,7 +31,7 @@ pub(super) fn modify(collection: &str, changes: Document) -> Step {
     Step::Run(command)
 }
 
-fn rows(count: i32) -> Vec<Document> {
+pub(super) fn rows(count: i32) -> Vec<Document> {
     (0..count).map(|n| doc! {"_id": n, "n": n, "a": n % 7, "text": "some words"}).collect()
 }
 
@@ -59,15 +59,14 @@ pub fn all() -> Vec<Scenario> {
         renames(),
         copies(),
         views(),
-        index_scenarios(),
-        changes(),
-        super::series::series(),
-        super::series::apply_ops(),
+        super::indexes::all(),
+        series(),
+        apply_ops(),
     ]
     .concat()
 }
 
-fn collation() -> Document {
+pub(super) fn collation() -> Document {
     doc! {"locale": "fr", "strength": 2}
 }
 
@@ -124,6 +123,36 @@ fn creations() -> Vec<Scenario> {
                 insert("log", (50..53).map(|n| doc! {"_id": n}).collect()),
                 delete("log", doc! {"_id": 40}),
                 insert("log", vec![doc! {"_id": 40, "again": true}]),
+            ],
+        ),
+        scenario(
+            "capped_order",
+            vec![
+                create("log", doc! {"capped": true, "size": 100_000}),
+                insert("log", rows(15)),
+                update(
+                    "log",
+                    doc! {"_id": 6},
+                    vec![doc! {"$set": {"t": Timestamp { time: 0, increment: 0 }}}],
+                ),
+            ],
+            vec![
+                insert("log", vec![doc! {"_id": 20}, doc! {"_id": 21}]),
+                delete("log", doc! {"_id": 3}),
+                insert("log", vec![doc! {"_id": 3, "again": true}, doc! {"_id": 22}]),
+                delete("log", doc! {"_id": 4}),
+                delete("log", doc! {"_id": 20}),
+                insert("log", vec![doc! {"_id": 20, "again": true}]),
+                update("log", doc! {"_id": 5}, doc! {"$set": {"x": 1}}),
+                insert("log", vec![doc! {"_id": 4, "again": true}, doc! {"_id": 23}]),
+                delete("log", doc! {"_id": 3}),
+                insert("log", vec![doc! {"_id": 3, "again": 2}]),
+                update(
+                    "log",
+                    doc! {"_id": 20},
+                    vec![doc! {"$set": {"t": Timestamp { time: 0, increment: 0 }}}],
+                ),
+                insert("log", vec![doc! {"_id": 24}]),
             ],
         ),
         scenario(
@@ -352,181 +381,80 @@ fn views() -> Vec<Scenario> {
     ]
 }
 
-/// Indexes of every kind.
-fn kinds() -> Vec<Document> {
+fn series() -> Vec<Scenario> {
+    let at = |seconds: i64| DateTime::from_millis(1_700_000_000_000 + seconds * 1000);
+    let points = |from: i32, to: i32| {
+        insert(
+            "s",
+            (from..to)
+                .map(|n| doc! {"t": at(n.into()), "m": {"k": n % 3}, "x": n, "y": f64::from(n)})
+                .collect(),
+        )
+    };
+    let options = |granularity: &str| {
+        doc! {"timeseries": {"timeField": "t", "metaField": "m", "granularity": granularity}}
+    };
+    let make = || create("s", options("seconds"));
+    let mut expiring = options("minutes");
+    expiring.insert("expireAfterSeconds", 1_000_000_000_i64);
     vec![
-        index("plain", doc! {"n": 1}, doc! {}),
-        index("compound", doc! {"n": -1, "a": 1, "sub.x": 1}, doc! {}),
-        index("unique", doc! {"_id": 1, "n": 1}, doc! {"unique": true}),
-        index("sparse", doc! {"s": 1}, doc! {"sparse": true}),
-        index("partial", doc! {"a": 1}, doc! {"partialFilterExpression": {"n": {"$gt": 3}}}),
-        index("ttl", doc! {"at": 1}, doc! {"expireAfterSeconds": 7200}),
-        index(
-            "text",
-            doc! {"text": "text", "title": "text"},
-            doc! {"weights": {"title": 5}, "default_language": "french"},
+        scenario(
+            "series",
+            vec![make(), points(0, 20)],
+            vec![
+                points(20, 60),
+                points(10, 15),
+                insert("s", vec![doc! {"t": at(-100_000), "x": 1}]),
+                delete("s", doc! {"m.k": 1}),
+                Step::Run(doc! {"update": "s", "updates": [
+                    {"q": {"m.k": 2}, "u": {"$set": {"m.k": 20}}, "multi": true},
+                ]}),
+                indexes("s", vec![index("m_x", doc! {"m.k": 1, "x": 1}, doc! {})]),
+                modify("s", doc! {"timeseries": {"granularity": "minutes"}}),
+                points(60, 70),
+            ],
         ),
-        index("sphere", doc! {"place": "2dsphere"}, doc! {}),
-        index("flat", doc! {"spot": "2d"}, doc! {"bits": 20, "min": -10, "max": 10}),
-        index("hashed", doc! {"h": "hashed"}, doc! {}),
-        index("compound_hashed", doc! {"b": 1, "h": "hashed"}, doc! {}),
-        index("wildcard", doc! {"$**": 1}, doc! {"wildcardProjection": {"n": 0, "text": 0}}),
-        index("wildcard_below", doc! {"sub.$**": 1}, doc! {}),
-        index("hidden", doc! {"hid": 1}, doc! {"hidden": true}),
-        index("collation", doc! {"c": 1}, doc! {"collation": collation()}),
-        index("same_key", doc! {"c": 1}, doc! {}),
-        index("double", doc! {"d": 1.0, "e": -1_i64}, doc! {}),
-        index("id_hashed", doc! {"_id": "hashed"}, doc! {}),
-        index("simple", doc! {"simple": 1}, doc! {"collation": {"locale": "simple"}}),
+        scenario(
+            "series_made",
+            vec![],
+            vec![
+                make(),
+                points(0, 10),
+                create("expiring", expiring),
+                insert("expiring", vec![doc! {"t": at(0), "m": 1}]),
+                modify("expiring", doc! {"expireAfterSeconds": 1_500_000_000_i64}),
+            ],
+        ),
+        scenario(
+            "series_dropped",
+            vec![make(), points(0, 10)],
+            vec![drop("s"), make(), points(0, 5), drop("s"), fill("s")],
+        ),
+        scenario("series_gone", vec![make(), points(0, 10)], vec![points(10, 12), drop("s")]),
     ]
 }
 
-fn index_scenarios() -> Vec<Scenario> {
-    let collated = || create("collated", doc! {"collation": collation()});
-    let on_collated = || {
+/// The command that carries oplog entries, as restore tools send it.
+fn apply_ops() -> Vec<Scenario> {
+    let row = |id: i32| doc! {"op": "i", "ns": "a", "o": {"_id": id, "by": "applyOps"}};
+    let diff = doc! {"op": "u", "ns": "a", "o2": {"_id": 1}, "o": {"$v": 2, "diff": {"u": {"n": "x"}, "i": {"z": 1}}}};
+    let replacement = doc! {"op": "u", "ns": "a", "o2": {"_id": 2}, "o": {"_id": 2, "whole": 1}};
+    let removal = doc! {"op": "d", "ns": "a", "o": {"_id": 3}};
+    let command = |o: Document| doc! {"op": "c", "ns": "$cmd", "o": o};
+    vec![scenario(
+        "apply_ops",
+        vec![fill("a")],
         vec![
-            index("inherits", doc! {"n": 1}, doc! {}),
-            index("simple", doc! {"n": 1, "a": 1}, doc! {"collation": {"locale": "simple"}}),
-            index(
-                "simple_unique",
-                doc! {"s": 1},
-                doc! {
-                    "collation": {"locale": "simple"}, "unique": true,
-                    "partialFilterExpression": {"s": {"$exists": true}},
-                },
-            ),
-            index("other", doc! {"a": 1}, doc! {"collation": {"locale": "de"}}),
-        ]
-    };
-    let dup = || vec![doc! {"_id": 100, "n": 1}];
-    let old = index("old", doc! {"o": 1}, doc! {"v": 1});
-    vec![
-        scenario(
-            "indexes",
-            vec![fill("full"), create("empty", doc! {}), collated()],
-            vec![
-                indexes("full", kinds()),
-                indexes("empty", kinds()),
-                indexes("made_by_indexes", kinds()),
-                indexes("full", kinds()),
-                indexes("empty", vec![old.clone()]),
-                indexes("collated", on_collated()),
-                insert("collated", vec![doc! {"_id": 1, "s": "a"}, doc! {"_id": 2, "s": "A"}]),
-                insert(
-                    "full",
-                    vec![
-                        doc! {"_id": 50, "n": 50, "place": {"type": "Point", "coordinates": [1, 2]}},
-                    ],
-                ),
-            ],
-        ),
-        scenario(
-            "indexes_there",
-            vec![
-                fill("full"),
-                indexes("full", kinds()),
-                indexes("old", vec![old]),
-                collated(),
-                indexes("collated", on_collated()),
-                insert("collated", vec![doc! {"_id": 1, "s": "a"}, doc! {"_id": 2, "s": "A"}]),
-            ],
-            vec![
-                Step::Run(doc! {"dropIndexes": "full", "index": "plain"}),
-                Step::Run(doc! {"dropIndexes": "full", "index": {"a": 1}}),
-                Step::Run(doc! {"dropIndexes": "full", "index": ["ttl", "text"]}),
-                indexes("full", vec![index("plain", doc! {"other": 1}, doc! {})]),
-                Step::Run(doc! {"dropIndexes": "collated", "index": "*"}),
-            ],
-        ),
-        scenario(
-            "all_indexes_dropped",
-            vec![fill("full"), indexes("full", kinds())],
-            vec![
-                Step::Run(doc! {"dropIndexes": "full", "index": "*"}),
-                indexes("full", vec![kinds().remove(0)]),
-            ],
-        ),
-        scenario(
-            "failing_unique_index",
-            vec![fill("full"), insert("full", dup())],
-            vec![
-                Step::Refused(doc! {
-                    "createIndexes": "full", "indexes": [index("n", doc! {"n": 1}, doc! {"unique": true})],
-                }),
-                delete("full", doc! {"_id": 100}),
-                indexes("full", vec![index("n2", doc! {"n": 1, "a": 1}, doc! {"unique": true})]),
-            ],
-        ),
-    ]
-}
-
-fn changes() -> Vec<Scenario> {
-    let by_name = |name: &str, rest: Document| {
-        let mut change = doc! {"name": name};
-        change.extend(rest);
-        modify("a", doc! {"index": change})
-    };
-    vec![
-        scenario(
-            "changed",
-            vec![
-                fill("a"),
-                indexes("a", kinds()),
-                indexes(
-                    "a",
-                    vec![
-                        index("becomes_unique", doc! {"n": 1, "u": 1}, doc! {}),
-                        index("becomes_ttl", doc! {"soon": 1}, doc! {}),
-                    ],
-                ),
-            ],
-            vec![
-                modify(
-                    "a",
-                    doc! {"validator": {"n": {"$type": "int"}}, "validationLevel": "moderate"},
-                ),
-                modify("a", doc! {"validationAction": "warn"}),
-                insert("a", vec![doc! {"_id": "bad", "n": "no number"}]),
-                modify("a", doc! {"validator": {}, "validationLevel": "off"}),
-                modify("a", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
-                update("a", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
-                by_name("plain", doc! {"hidden": true}),
-                by_name("hidden", doc! {"hidden": false}),
-                by_name("ttl", doc! {"expireAfterSeconds": 10}),
-                by_name("becomes_ttl", doc! {"expireAfterSeconds": 1000}),
-                modify("a", doc! {"index": {"keyPattern": {"s": 1}, "hidden": true}}),
-                by_name("becomes_unique", doc! {"prepareUnique": true}),
-                by_name("becomes_unique", doc! {"unique": true}),
-                by_name("compound", doc! {"prepareUnique": true}),
-                by_name("compound", doc! {"prepareUnique": false}),
-                modify("a", doc! {}),
-            ],
-        ),
-        scenario(
-            "changed_clustered",
-            vec![
-                create("c", doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}}),
-                create(
-                    "t",
-                    doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}, "expireAfterSeconds": 100},
-                ),
-            ],
-            vec![
-                modify("c", doc! {"expireAfterSeconds": 1000_i64}),
-                modify("t", doc! {"expireAfterSeconds": "off"}),
-                fill("c"),
-            ],
-        ),
-        scenario(
-            "changed_and_replaced",
-            vec![fill("a"), create("b", doc! {"validator": {"n": {"$exists": true}}})],
-            vec![
-                modify("a", doc! {"validator": {"n": {"$gt": -1}}}),
-                Step::RenameOver("a", "b"),
-                modify("b", doc! {"validator": {"n": {"$gt": -2}}}),
-                insert("a", rows(1)),
-                modify("a", doc! {"validationLevel": "moderate"}),
-            ],
-        ),
-    ]
+            Step::ApplyOps(vec![row(200)]),
+            Step::ApplyOps(vec![row(201), diff, replacement, removal, row(202)]),
+            Step::ApplyOps(vec![
+                command(doc! {"create": "b", "capped": true, "size": 4096}),
+                row(203),
+            ]),
+            Step::ApplyOps(vec![command(
+                doc! {"collMod": "a", "validator": {"z": {"$exists": false}}},
+            )]),
+            Step::ApplyOps(vec![command(doc! {"drop": "b"}), row(204)]),
+        ],
+    )]
 }

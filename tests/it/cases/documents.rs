@@ -497,6 +497,7 @@ fn odd() -> Vec<Scenario> {
         ])
     };
     let doubled = |n: i32| framed(&[id(n), int("a", 1), int("a", 2), int("b", 1)]);
+    let dollar = |n: i32| framed(&[id(n), int("a", 1), int("a", 2), int("b", 1), int("$c", 1)]);
     let twice = |name: &'static str, documents: [RawDocumentBuf; 2]| Scenario {
         name,
         before: vec![raw_insert(name, &documents[..1])],
@@ -528,6 +529,7 @@ fn odd() -> Vec<Scenario> {
     vec![
         twice("strange_bytes", [strange(1), strange(2)]),
         twice("doubled_names", [doubled(1), doubled(2)]),
+        twice("doubled_and_dollar_names", [dollar(1), dollar(2)]),
         large,
         updates("deep", deep, vec![doc! {"$set": {"d.0.x": 1}}.into()]),
         updates("wide", wide, vec![doc! {"$set": {"field77": "x", "field4999": 0}}.into()]),

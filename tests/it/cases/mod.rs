@@ -3,5 +3,5 @@
 pub mod chaos;
 pub mod definitions;
 pub mod documents;
-mod series;
+mod indexes;
 pub mod unique;
