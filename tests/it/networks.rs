@@ -6,7 +6,8 @@ use bson::{Document, doc};
 use serde_json::Value;
 
 use crate::harness::{
-    Churn, Daemon, DaemonOptions, Pair, Proxy, Workload, WorkloadOptions, assert_equal, quiesce,
+    Churn, Daemon, DaemonOptions, Pair, Proxy, ReplicaSetOptions, Workload, WorkloadOptions,
+    assert_equal, quiesce,
 };
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
@@ -100,6 +101,27 @@ async fn connections_with_the_source_are_cut_and_stall() {
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
     assert_eq!(daemon.log_lines("halted").len(), 0);
+}
+
+/// Documents to update are looked up in more than one fetch if they are large; a restart or a failover of the target
+/// between two of them loses the cursor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_lost_on_the_target_is_opened_again() {
+    let testable = ReplicaSetOptions::default().parameter("enableTestCommands=1");
+    let Pair { source, target } = Pair::with(ReplicaSetOptions::default(), testable).await;
+    let large = source.client().database("shop").collection::<Document>("large");
+    let filler = "x".repeat(1 << 20);
+    large.insert_many((0..24).map(|id| doc! {"_id": id, "a": &filler})).await.unwrap();
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF));
+    daemon.wait_state("live").await;
+    let data = doc! {"failCommands": ["getMore"], "errorCode": 43, "namespace": "shop.large"};
+    let fail = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data};
+    target.admin(fail).await;
+    large.update_many(doc! {}, doc! {"$set": {"b": 1}}).await.unwrap();
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+    let off = doc! {"configureFailPoint": "failCommand", "mode": "off"};
+    assert_eq!(target.admin(off).await.get("count").and_then(bson::Bson::as_i32), Some(1));
 }
 
 /// Bad weather, while copying and while live; good again at the end.

@@ -14,6 +14,8 @@ use crate::harness::{
 };
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"\n[live]\nmax_lag = \"2s\"";
+/// Three servers and a load share the processors with other tests: what matters here is not how fast it is.
+const LENIENT: &str = "[live]\nmax_lag = \"15s\"";
 /// Slow enough that there is time for an outage in the middle of the copy.
 const SLOW: &str = "[copy]\nmax_bytes_per_second = \"4MiB\"";
 const LONG: Duration = Duration::from_secs(60);
@@ -62,7 +64,7 @@ async fn watch_outage(daemon: &mut Daemon, lasting: Duration) {
 /// Everything was mended by the one process.
 fn assert_never_restarted(daemon: &mut Daemon) {
     assert!(daemon.ended().is_none());
-    assert_eq!(daemon.log_lines("snapsync 0.1.0 starts").len(), 1);
+    assert_eq!(daemon.log_lines(" starts version=").len(), 1);
     assert_eq!(daemon.log_lines("halted").len(), 0, "{}", daemon.log_tail());
 }
 
@@ -213,7 +215,8 @@ async fn the_source_fails_over() {
     fill(source.client(), 1500).await;
     let churn = Churn::start(source.client(), 31).await;
     let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
-    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW));
+    let mut daemon =
+        Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW).toml(LENIENT));
     wait_copied(&mut daemon, 400).await;
     fail_over(&mut source).await;
     daemon.wait_state("live").await;
@@ -231,7 +234,8 @@ async fn the_target_fails_over() {
     fill(source.client(), 1500).await;
     let churn = Churn::start(source.client(), 41).await;
     let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
-    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW));
+    let mut daemon =
+        Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW).toml(LENIENT));
     wait_copied(&mut daemon, 400).await;
     fail_over(&mut target).await;
     daemon.wait_state("live").await;
