@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{fail, output, runtime};
+use super::{block_on, fail, output};
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Inputs, OnExistingData};
 use crate::copy::prepare;
@@ -27,7 +27,7 @@ pub(super) fn run(inputs: &Inputs, json: bool) -> ExitCode {
             return fail(&Exit::new(code, errors.to_string()));
         }
     };
-    let checks = runtime().and_then(|runtime| runtime.block_on(all(&config)));
+    let checks = block_on(all(&config));
     match checks {
         Ok(checks) => report(&checks, json),
         Err(exit) => fail(&exit),

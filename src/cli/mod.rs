@@ -145,10 +145,12 @@ fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
     let Some(socket) = socket else {
         return fail(&Exit::new(Code::Config, "no control socket is configured"));
     };
-    let asked = runtime().and_then(|runtime| {
-        let answer = runtime.block_on(async {
-            if watch { status::watch(socket, json).await } else { status::show(socket, json).await }
-        });
+    let asked = block_on(async {
+        let answer = if watch {
+            status::watch(socket, json).await
+        } else {
+            status::show(socket, json).await
+        };
         answer.map_err(|error| Exit::new(Code::Failed, format!("{error:#}")))
     });
     match asked {
@@ -157,11 +159,17 @@ fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a command to its end on a runtime of its own.
+fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Exit::new(Code::Internal, format!("cannot start: {error}")))
+        .map_err(|error| Exit::new(Code::Internal, format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(command);
+    // The process ends now, and takes the runtime with it. Taking it down in order instead would end the driver's tasks
+    // one by one, and those that ask an ended one for a connection panic.
+    std::mem::forget(runtime);
+    outcome
 }
 
 #[expect(clippy::print_stderr, reason = "the last words of a command")]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{fail, runtime};
+use super::{block_on, fail};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::sync::supervisor;
@@ -25,13 +25,7 @@ pub(super) fn run(inputs: Inputs) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(exit) => return fail(&exit),
-    };
-    let outcome = runtime.block_on(supervisor::run(loaded.config, inputs, &logs));
-    runtime.shutdown_background();
-    match outcome {
+    match block_on(supervisor::run(loaded.config, inputs, &logs)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
             tracing::error!(code = exit.code as u8, "{exit}");

@@ -114,9 +114,10 @@ impl Daemon {
     /// Waits until the process ends by itself.
     ///
     /// # Panics
-    /// After `timeout`, with the end of the log.
+    /// After `timeout`, with the end of the log; or if a part of the process panicked, whatever its exit status.
     pub async fn wait_exit(&mut self, timeout: Duration) -> ExitStatus {
         let ended = self.process.wait_exit(timeout).await;
+        assert_eq!(self.log_lines("panicked at").len(), 0, "{}", self.log());
         ended.unwrap_or_else(|| panic!("snapsync still runs after {timeout:?}{}", self.log_tail()))
     }
 
