@@ -2,12 +2,15 @@
 //! of them is on the target. A collection is its UUID on the source; its names and its UUID on the target are only
 //! where to find it. Pure data: whoever changes the target changes the catalogue with it and has it made durable.
 
+pub mod repair;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bson::{Document, Uuid};
 use serde::{Deserialize, Serialize};
 
 use crate::namespace::Namespace;
+use crate::replay::scope::Scope;
 use crate::status::HeldBack;
 
 /// A BSON document of the control plane (options, an index specification), stored byte for byte.
@@ -79,6 +82,9 @@ pub struct Catalogue {
     /// run that was cut short left there, and could not note, is ours and may go.
     #[serde(default)]
     pub making: BTreeSet<Namespace>,
+    /// What is being copied again, and what that replaced.
+    #[serde(default)]
+    pub repair: repair::Repair,
 }
 
 impl Catalogue {
@@ -95,6 +101,59 @@ impl Catalogue {
     #[must_use]
     pub fn knows(&self, target_uuid: Uuid) -> bool {
         self.collections.values().any(|collection| collection.target_uuid == Some(target_uuid))
+    }
+
+    /// Notes where a collection is on the target, if it is there at all.
+    pub fn displace(&mut self, uuid: &Uuid, now: Option<Namespace>) {
+        if let Some(collection) = self.collections.get_mut(uuid) {
+            match now {
+                Some(now) => collection.target = now,
+                None => collection.target_uuid = None,
+            }
+        }
+    }
+
+    /// Removes a collection. Nothing of it is held any more.
+    pub fn forget(&mut self, uuid: &Uuid) -> Option<Collection> {
+        self.repair.held.remove(uuid);
+        self.collections.remove(uuid)
+    }
+
+    /// Takes in a collection that came into the selection with contents that were never copied. What else there is to
+    /// know of it is found out when it is copied.
+    pub fn expect(&mut self, uuid: Uuid, source: Namespace, target: Namespace) {
+        let collection = Collection {
+            source,
+            target,
+            target_uuid: None,
+            options: Spec::default(),
+            id_index: None,
+            indexes: BTreeMap::new(),
+        };
+        self.collections.insert(uuid, collection);
+        self.repair.hold(uuid, "it came into the selection");
+    }
+
+    /// What the main replay is about.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        Scope::AllBut(self.repair.held.keys().copied().collect())
+    }
+
+    /// Whether there is nothing that is followed while the rest is copied again.
+    #[must_use]
+    pub fn is_all_held(&self) -> bool {
+        !self.collections.is_empty()
+            && self.collections.keys().all(|uuid| self.repair.is_held(uuid))
+    }
+
+    /// Names on the source of what is being copied again, or waits for it, in order.
+    #[must_use]
+    pub fn copying(&self) -> Vec<String> {
+        let held = self.repair.held.keys().filter_map(|uuid| self.collections.get(uuid));
+        let mut names: Vec<String> = held.map(|found| found.source.to_string()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// What the target does not have as the source states it, until cutover.

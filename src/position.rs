@@ -28,6 +28,12 @@ impl Ts {
     pub const fn new(t: u32, i: u32) -> Self {
         Self { t, i }
     }
+
+    /// A timestamp right before this one: for those who read what comes *after* a timestamp.
+    #[must_use]
+    pub const fn just_before(self) -> Self {
+        Self { t: self.t, i: self.i.saturating_sub(1) }
+    }
 }
 
 impl fmt::Display for Ts {

@@ -5,6 +5,7 @@ pub mod config;
 pub mod output;
 mod run;
 pub mod status;
+mod wishes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Inputs;
 use crate::exit::{Code, Exit};
+use crate::http::control::Wish;
 
 /// Keeps one MongoDB deployment equal to another while the first one is live.
 #[derive(Debug, Parser)]
@@ -63,6 +65,49 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Stops applying; the running daemon goes on spooling the source's oplog
+    ///
+    /// Example: snapsync pause
+    Pause {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Goes on after `pause`, or after `halted` once the cause is mended
+    ///
+    /// Example: snapsync resume
+    Resume {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copies collections again while everything else is followed
+    ///
+    /// What is on the target stays readable until each new copy is complete, and is kept for a while after that.
+    ///
+    /// Example: snapsync resync shop.orders --yes
+    Resync {
+        /// Collections or databases by their names on the source; all if none is given
+        #[arg(value_name = "NS")]
+        namespaces: Vec<String>,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Drops the collections that resyncs replaced and that are still kept
+    ///
+    /// Example: snapsync discard --yes
+    Discard {
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows what the running daemon does: state, lag, copy progress, deltas
     ///
     /// Example: snapsync status --watch
@@ -108,6 +153,12 @@ pub fn main() -> ExitCode {
             }
         }
         Command::Status { json, watch } => ask_status(&inputs, json, watch),
+        Command::Pause { json } => wishes::run(&inputs, &Wish::Pause, true, json),
+        Command::Resume { json } => wishes::run(&inputs, &Wish::Resume, true, json),
+        Command::Resync { namespaces, yes, json } => {
+            wishes::run(&inputs, &Wish::Resync { namespaces }, yes, json)
+        }
+        Command::Discard { yes, json } => wishes::run(&inputs, &Wish::Discard, yes, json),
     }
 }
 
@@ -136,27 +187,28 @@ fn without_credentials(text: &str) -> String {
 }
 
 fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
-    let sockets = match crate::config::control_sockets(inputs) {
-        Ok(sockets) => sockets,
-        Err(errors) => return fail(&Exit::new(Code::Config, errors.to_string())),
-    };
-    // The first one that is there; the error names the first candidate if none is.
-    let socket = sockets.iter().find(|socket| socket.exists()).or(sockets.first());
-    let Some(socket) = socket else {
-        return fail(&Exit::new(Code::Config, "no control socket is configured"));
-    };
-    let asked = block_on(async {
-        let answer = if watch {
-            status::watch(socket, json).await
-        } else {
-            status::show(socket, json).await
-        };
-        answer.map_err(|error| Exit::new(Code::Failed, format!("{error:#}")))
+    let asked = control_socket(inputs).and_then(|socket| {
+        block_on(async {
+            let answer = if watch {
+                status::watch(&socket, json).await
+            } else {
+                status::show(&socket, json).await
+            };
+            answer.map_err(|error| Exit::new(Code::Failed, format!("{error:#}")))
+        })
     });
     match asked {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => fail(&exit),
     }
+}
+
+/// The socket of the running daemon: the first one that is there, else the first candidate, which the error names.
+fn control_socket(inputs: &Inputs) -> Result<PathBuf, Exit> {
+    let sockets = crate::config::control_sockets(inputs)
+        .map_err(|errors| Exit::new(Code::Config, errors.to_string()))?;
+    let socket = sockets.iter().find(|socket| socket.exists()).or(sockets.first());
+    socket.cloned().ok_or_else(|| Exit::new(Code::Config, "no control socket is configured"))
 }
 
 /// Runs a command to its end on a runtime of its own.

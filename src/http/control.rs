@@ -10,18 +10,28 @@ const QUEUE_MAX: usize = 16;
 pub type Reply = oneshot::Sender<Result<(), Refusal>>;
 
 /// What an operator wants.
-#[derive(Debug)]
-pub enum Command {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
     /// Stop applying, go on spooling.
-    Pause {
-        /// Where the answer goes.
-        reply: Reply,
-    },
+    Pause,
     /// Go on applying, also after `halted`.
-    Resume {
-        /// Where the answer goes.
-        reply: Reply,
+    Resume,
+    /// Copy these collections (or databases), by their names on the source, again; all if none is named.
+    Resync {
+        /// Names.
+        namespaces: Vec<String>,
     },
+    /// Drop what resyncs replaced.
+    Discard,
+}
+
+/// A wish on its way.
+#[derive(Debug)]
+pub struct Command {
+    /// What is wanted.
+    pub wish: Wish,
+    /// Where the answer goes.
+    pub reply: Reply,
 }
 
 /// Why a wish is not granted.
@@ -39,6 +49,12 @@ impl Refusal {
     #[must_use]
     pub fn wrong_state(message: impl Into<String>) -> Self {
         Self { status: StatusCode::CONFLICT, message: message.into() }
+    }
+
+    /// A refusal of what makes no sense in itself (400).
+    #[must_use]
+    pub fn wrong_wish(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into() }
     }
 
     fn stopping() -> Self {
@@ -63,25 +79,14 @@ impl Control {
         (Self { commands }, receiver)
     }
 
-    /// Asks to pause, and waits for the answer.
+    /// Asks, and waits for the answer.
     ///
     /// # Errors
     /// The sync room's refusal, or 503 when it has gone.
-    pub async fn pause(&self) -> Result<(), Refusal> {
-        self.ask(|reply| Command::Pause { reply }).await
-    }
-
-    /// Asks to resume, and waits for the answer.
-    ///
-    /// # Errors
-    /// The sync room's refusal, or 503 when it has gone.
-    pub async fn resume(&self) -> Result<(), Refusal> {
-        self.ask(|reply| Command::Resume { reply }).await
-    }
-
-    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Refusal> {
+    pub async fn ask(&self, wish: Wish) -> Result<(), Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Refusal::stopping())?;
+        let command = Command { wish, reply };
+        self.commands.send(command).await.map_err(|_| Refusal::stopping())?;
         answer.await.unwrap_or_else(|_| Err(Refusal::stopping()))
     }
 }
@@ -95,14 +100,10 @@ mod tests {
         let (control, mut commands) = Control::channel();
         let answering = async {
             for answer in [Ok(()), Err(Refusal::wrong_state("it is not paused"))] {
-                match commands.recv().await.unwrap() {
-                    Command::Pause { reply } | Command::Resume { reply } => {
-                        reply.send(answer).unwrap();
-                    }
-                }
+                commands.recv().await.unwrap().reply.send(answer).unwrap();
             }
         };
-        let asking = async { (control.pause().await, control.resume().await) };
+        let asking = async { (control.ask(Wish::Pause).await, control.ask(Wish::Resume).await) };
         let (answers, ()) = tokio::join!(asking, answering);
         assert_eq!(answers, (Ok(()), Err(Refusal::wrong_state("it is not paused"))));
     }
@@ -111,6 +112,6 @@ mod tests {
     async fn nobody_there_is_a_daemon_that_stops() {
         let (control, commands) = Control::channel();
         drop(commands);
-        assert_eq!(control.pause().await, Err(Refusal::stopping()));
+        assert_eq!(control.ask(Wish::Pause).await, Err(Refusal::stopping()));
     }
 }

@@ -11,9 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::control::{Control, Refusal};
+use super::control::{Control, Refusal, Wish};
 use super::guard::Door;
 use crate::status::{Status, StatusBoard};
 
@@ -37,6 +38,8 @@ pub(super) fn router(board: StatusBoard, control: Control, door: Door) -> Router
         .route("/health/ready", get(ready))
         .route("/pause", post(pause))
         .route("/resume", post(resume))
+        .route("/resync", post(resync))
+        .route("/discard", post(discard))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Api { board, control })
@@ -83,16 +86,47 @@ async fn ready(State(api): State<Api>) -> Response {
 }
 
 async fn pause(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    without_options(&api, body, Wish::Pause).await
+}
+
+async fn resume(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    without_options(&api, body, Wish::Resume).await
+}
+
+async fn discard(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    without_options(&api, body, Wish::Discard).await
+}
+
+async fn without_options(api: &Api, body: Result<Bytes, BytesRejection>, wish: Wish) -> Response {
     match check_no_options(body) {
-        Ok(()) => answer(api.control.pause().await),
+        Ok(()) => answer(api.control.ask(wish).await, StatusCode::OK),
         Err(response) => *response,
     }
 }
 
-async fn resume(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
-    match check_no_options(body) {
-        Ok(()) => answer(api.control.resume().await),
-        Err(response) => *response,
+/// The body of `POST /resync`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResyncOptions {
+    /// Collections or databases by their names on the source; all if there are none.
+    #[serde(default)]
+    namespaces: Vec<String>,
+}
+
+async fn resync(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    let bytes = match body {
+        Ok(bytes) => bytes,
+        Err(rejection) => return error(rejection.status(), "the body could not be read"),
+    };
+    let text = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
+    match serde_json::from_slice::<ResyncOptions>(text) {
+        Ok(ResyncOptions { namespaces }) => {
+            answer(api.control.ask(Wish::Resync { namespaces }).await, StatusCode::ACCEPTED)
+        }
+        Err(_) => error(
+            StatusCode::BAD_REQUEST,
+            r#"the body has to be {"namespaces": ["database.collection", …]}, or {} for all"#,
+        ),
     }
 }
 
@@ -109,9 +143,9 @@ fn check_no_options(body: Result<Bytes, BytesRejection>) -> Result<(), Box<Respo
     }
 }
 
-fn answer(result: Result<(), Refusal>) -> Response {
+fn answer(result: Result<(), Refusal>, granted: StatusCode) -> Response {
     match result {
-        Ok(()) => Json(json!({})).into_response(),
+        Ok(()) => (granted, Json(json!({}))).into_response(),
         Err(refusal) => error(refusal.status, refusal.message),
     }
 }

@@ -43,12 +43,45 @@ pub enum ApplyError {
     /// The target is not what the replayed catalogue says.
     #[error("source and target have diverged: {what}")]
     Diverged {
+        /// Collections that a new copy would mend, by their UUID on the source.
+        collections: Vec<Uuid>,
         /// What was found.
         what: String,
     },
     /// A task of ours failed.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// What a target answers that is not as it was left: a name is taken or gone, or a UUID, an index or a unique key is
+/// another one's.
+const DIVERGED: [i32; 8] = [26, 27, 48, 85, 86, 361, 11_000, 11_001];
+
+impl ApplyError {
+    /// Whether the target refused because it is not as it was left.
+    #[must_use]
+    pub fn is_divergence(error: &Error) -> bool {
+        error.code().is_some_and(|code| DIVERGED.contains(&code))
+    }
+
+    /// The failure of something done to one collection: a divergence of that collection, if it looks like one.
+    #[must_use]
+    pub fn of(self, uuid: Uuid) -> Self {
+        match self {
+            Self::Call(error) if Self::is_divergence(&error) => {
+                Self::Diverged { collections: vec![uuid], what: error.to_string() }
+            }
+            error => error,
+        }
+    }
+}
+
+/// [`ApplyError::of`] for a result.
+pub(super) fn concerning<T>(
+    uuid: Uuid,
+    result: Result<T, Stopped<ApplyError>>,
+) -> Result<T, Stopped<ApplyError>> {
+    result.map_err(|stopped| stopped.map(|error| error.of(uuid)))
 }
 
 impl From<Stopped<Error>> for Stopped<ApplyError> {
@@ -146,27 +179,28 @@ impl Applier {
                 continue;
             }
             let (removed, put) = split(changes);
-            removals.extend(self.pieces(removed).map(|piece| (place.clone(), piece)));
+            removals.extend(self.pieces(removed).map(|piece| (uuid, place.clone(), piece)));
             puts.extend(self.pieces(put).map(|piece| (uuid, place.clone(), piece)));
         }
         // Removals first: a key that one document gives up may be taken by another.
         let writers = &self.writers;
-        let removals =
-            removals.into_iter().map(|(place, piece)| {
-                let (writers, stop) = (writers.clone(), stop.clone());
-                async move {
-                    remove_all(&writers, &place, piece, &stop).await.map(|()| Vec::<()>::new())
-                }
-            });
+        let removals = removals.into_iter().map(|(uuid, place, piece)| {
+            let (writers, stop) = (writers.clone(), stop.clone());
+            async move {
+                let removed = remove_all(&writers, &place, piece, &stop).await;
+                concerning(uuid, removed.map(|()| Vec::<()>::new()))
+            }
+        });
         all(self.workers, removals, stop).await?;
         let puts = puts.into_iter().map(|(uuid, place, piece)| {
             let (writers, stop) = (writers.clone(), stop.clone());
-            async move { put_all(&writers, uuid, &place, piece, &stop).await }
+            async move { concerning(uuid, put_all(&writers, uuid, &place, piece, &stop).await) }
         });
         let mut conflicts: Vec<Conflict> = all(self.workers, puts, stop).await?;
         for (uuid, place, changes) in ordered {
             let changes = changes.into_ordered(tolerant);
-            conflicts.extend(self.write_in_order(uuid, &place, changes, stop).await?);
+            let written = self.write_in_order(uuid, &place, changes, stop).await;
+            conflicts.extend(concerning(uuid, written)?);
         }
         Conflicts::from(conflicts).retry(self, stop).await
     }

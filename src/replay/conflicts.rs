@@ -7,7 +7,7 @@ use bson::{RawArrayBuf, RawDocumentBuf, Uuid};
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::{Client, ClientSession};
 
-use super::apply::{Applier, ApplyError};
+use super::apply::{Applier, ApplyError, concerning};
 use super::chunk::{Conflict, put};
 use super::plan::{CollectionChange, Stage};
 use crate::mongo::{Error, Side};
@@ -68,7 +68,8 @@ impl Conflicts {
                 let before = documents.len();
                 // Keys that all move on by one free each other only in one order, which may be the other one.
                 documents.reverse();
-                let documents = put(&applier.writers, &place, documents, stop).await?;
+                let documents = put(&applier.writers, &place, documents, stop).await;
+                let documents = concerning(uuid, documents)?;
                 progress |= documents.len() < before;
                 if !documents.is_empty() {
                     left.insert(uuid, documents);
@@ -89,7 +90,7 @@ impl Conflicts {
     ) -> Result<(), Stopped<ApplyError>> {
         for (uuid, documents) in self.by_collection {
             let Some((_, place)) = applier.locate(uuid) else { continue };
-            swap(applier, &place, &documents, stop).await?;
+            swap(applier, uuid, &place, &documents, stop).await?;
         }
         Ok(())
     }
@@ -98,6 +99,7 @@ impl Conflicts {
 /// Removes and puts back in one transaction. May be done again: it ends in the same documents.
 async fn swap(
     applier: &Applier,
+    uuid: Uuid,
     place: &Place,
     documents: &[RawDocumentBuf],
     stop: &Stop,
@@ -120,7 +122,7 @@ async fn swap(
                 "documents in {} hold unique keys that the source gives to others ({wrapped})",
                 place.namespace
             );
-            return Err(Stopped::Failed(ApplyError::Diverged { what }));
+            return Err(Stopped::Failed(ApplyError::Diverged { collections: vec![uuid], what }));
         }
         outage.report(&wrapped);
         stop.sleep(backoff.next_delay()).await?;

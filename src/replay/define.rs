@@ -3,7 +3,7 @@
 
 use bson::{Document, Uuid};
 
-use super::apply::{Applier, ApplyError};
+use super::apply::{Applier, ApplyError, concerning};
 use super::plan::{CollectionChange, Definition};
 use crate::catalogue::{Collection, Spec, View};
 use crate::mongo::{Error, Side};
@@ -17,7 +17,7 @@ type Outcome = Result<(), Stopped<ApplyError>>;
 pub const STAGING_PREFIX: &str = "snapsync_tmp_";
 
 fn diverged(what: String) -> Stopped<ApplyError> {
-    Stopped::Failed(ApplyError::Diverged { what })
+    Stopped::Failed(ApplyError::Diverged { collections: Vec::new(), what })
 }
 
 impl Applier {
@@ -30,7 +30,7 @@ impl Applier {
     ) -> Outcome {
         match definition {
             Definition::Collection { uuid, change } => {
-                self.define_collection(uuid, change, tolerant, stop).await
+                concerning(uuid, self.define_collection(uuid, change, tolerant, stop).await)
             }
             Definition::PutView { view, definition } => {
                 self.put_view(view, definition, tolerant, stop).await
@@ -186,7 +186,7 @@ impl Applier {
         if let Some(target_uuid) = collection.target_uuid {
             self.definer.drop_collection(&collection.target, target_uuid, stop).await?;
         }
-        self.store.change(|catalogue| catalogue.collections.remove(&uuid));
+        self.store.change(|catalogue| catalogue.forget(&uuid));
         Ok(())
     }
 
@@ -206,9 +206,8 @@ impl Applier {
             return self.drop_followed(uuid, stop).await;
         }
         if self.selection.includes(&to) && !self.selection.includes(from) {
-            return Err(diverged(format!(
-                "{from} was renamed to {to}, into the selection, and has never been copied"
-            )));
+            let target = self.selection.target_of(&to);
+            self.store.change(|catalogue| catalogue.expect(uuid, to, target));
         }
         // Dropped before it was listed: its drop follows.
         Ok(())
@@ -265,7 +264,8 @@ impl Applier {
         if self.store.read().indexes_built {
             let specs: Vec<Document> =
                 collection.indexes.values().map(|spec| spec.0.clone()).collect();
-            self.definer.create_indexes(&place, &specs, stop).await?;
+            let built = self.definer.create_indexes(&place, &specs, stop).await;
+            concerning(uuid, built.map_err(Into::into))?;
         }
         Ok(())
     }

@@ -8,4 +8,5 @@ pub mod define;
 #[cfg(test)]
 mod model;
 pub mod plan;
+pub mod scope;
 pub mod window;

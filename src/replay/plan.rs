@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use bson::{Document, RawDocument, RawDocumentBuf, Uuid};
 
+use super::scope::Scope;
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
 use crate::oplog::diff::{self, DiffError};
@@ -243,33 +244,44 @@ impl Plan {
         &mut self,
         operation: &Operation<'_>,
         selection: &Selection,
+        scope: &Scope,
     ) -> Result<(), PlanError> {
         match operation.kind {
             Kind::Noop => Ok(()),
             Kind::Command { .. } => {
-                let definitions = definitions(operation, selection)?;
-                for definition in definitions {
+                let definitions = definitions(operation, selection, scope)?;
+                for definition in definitions.into_iter().filter(|found| scope.has(found)) {
                     self.operations += 1;
                     self.steps.push(Step::Define(definition));
                 }
                 Ok(())
             }
-            _ => match Namespace::parse(operation.ns) {
-                Some(namespace) if !selection.may_include_database(&namespace.database) => Ok(()),
-                // A view is selected by its own name, not by the name of the place where it is stored.
-                Some(namespace) if namespace.collection == "system.views" => {
-                    let definition = view_change(operation, selection)?;
-                    self.operations += u64::from(definition.is_some());
-                    self.steps.extend(definition.map(Step::Define));
-                    Ok(())
-                }
-                Some(namespace) if selection.includes(&namespace) => {
-                    self.operations += 1;
-                    self.add_change(operation)
-                }
-                _ => Ok(()),
-            },
+            _ => self.add_write(operation, selection, scope),
         }
+    }
+
+    fn add_write(
+        &mut self,
+        operation: &Operation<'_>,
+        selection: &Selection,
+        scope: &Scope,
+    ) -> Result<(), PlanError> {
+        let Some(namespace) = Namespace::parse(operation.ns) else { return Ok(()) };
+        // A view is selected by its own name, not by the name of the place where it is stored.
+        if namespace.collection == "system.views" {
+            if selection.may_include_database(&namespace.database) {
+                let definition = view_change(operation, selection)?;
+                let definition = definition.filter(|found| scope.has(found));
+                self.operations += u64::from(definition.is_some());
+                self.steps.extend(definition.map(Step::Define));
+            }
+            return Ok(());
+        }
+        if scope.has_contents(operation.ui, || selection.includes(&namespace)) {
+            self.operations += 1;
+            self.add_change(operation)?;
+        }
+        Ok(())
     }
 
     fn add_change(&mut self, operation: &Operation<'_>) -> Result<(), PlanError> {
@@ -448,9 +460,11 @@ pub fn patched(
 fn definitions(
     operation: &Operation<'_>,
     selection: &Selection,
+    scope: &Scope,
 ) -> Result<Vec<Definition>, PlanError> {
     let Kind::Command { o, o2 } = operation.kind else { return Ok(Vec::new()) };
     let ddl = Ddl::decode(operation.ns, o, o2)?;
+    let contents = |name: &Namespace| scope.has_contents(operation.ui, || selection.includes(name));
     let change = match ddl {
         Ddl::Create { collection, .. } if collection.collection == "system.views" => {
             let make = Definition::MakeViewStore { database: collection.database.clone() };
@@ -475,24 +489,24 @@ fn definitions(
             }
             CollectionChange::Rename { from, to, drop_target }
         }
-        Ddl::CollMod { collection, options } if selection.includes(&collection) => {
+        Ddl::CollMod { collection, options } if contents(&collection) => {
             let mut changes = control(options, operation)?;
             changes.remove("collMod");
             CollectionChange::Modify { changes }
         }
-        Ddl::CreateIndexes { collection, specs } if selection.includes(&collection) => {
+        Ddl::CreateIndexes { collection, specs } if contents(&collection) => {
             let specs: Result<Vec<Document>, PlanError> =
                 specs.iter().map(|spec| control(spec, operation)).collect();
             CollectionChange::CreateIndexes { specs: specs? }
         }
-        Ddl::DropIndexes { collection, index } if selection.includes(&collection) => {
+        Ddl::DropIndexes { collection, index } if contents(&collection) => {
             CollectionChange::DropIndex { name: index.to_owned() }
         }
         Ddl::DropDatabase { database } if selection.may_include_database(database) => {
             return Ok(vec![Definition::DropDatabase { database: database.to_owned() }]);
         }
         Ddl::ConvertToCapped { collection, .. } | Ddl::EmptyCapped { collection }
-            if selection.includes(&collection) =>
+            if contents(&collection) =>
         {
             return Err(unsupported("a conversion to capped as one command", operation));
         }

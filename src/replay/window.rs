@@ -3,6 +3,7 @@
 use bson::RawDocument;
 
 use super::plan::{Plan, PlanError};
+use super::scope::Scope;
 use crate::oplog::entry::{DecodeError, Entry};
 use crate::oplog::txn::{Assembled, Assembler, TxnError};
 use crate::position::{OpTime, Ts};
@@ -71,6 +72,7 @@ pub enum EntryProblem {
 #[derive(Debug)]
 pub struct WindowBuilder {
     selection: Selection,
+    scope: Scope,
     assembler: Assembler,
     applied: ResumePoint,
     last_read: OpTime,
@@ -84,11 +86,17 @@ impl WindowBuilder {
     pub fn new(selection: Selection, resume: ResumePoint) -> Self {
         Self {
             selection,
+            scope: Scope::all(),
             assembler: Assembler::new(resume.applied.ts),
             applied: resume,
             last_read: OpTime::new(Ts::ZERO, -1),
             window: None,
         }
+    }
+
+    /// Plans for these collections only, from the next entry taken on.
+    pub fn set_scope(&mut self, scope: Scope) {
+        self.scope = scope;
     }
 
     /// Takes the next entry.
@@ -127,10 +135,12 @@ impl WindowBuilder {
         window.end.wall_ms = entry.wall_ms;
         match assembled {
             Assembled::Nothing => {}
-            Assembled::One(operation) => window.plan.add(&operation, &self.selection)?,
+            Assembled::One(operation) => {
+                window.plan.add(&operation, &self.selection, &self.scope)?
+            }
             Assembled::Many(transaction) => {
                 for operation in transaction.operations() {
-                    window.plan.add(&operation?, &self.selection)?;
+                    window.plan.add(&operation?, &self.selection, &self.scope)?;
                 }
             }
         }

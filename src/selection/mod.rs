@@ -3,6 +3,7 @@
 //! Pure: names in, names out. If this is wrong, either data is missing on the target or data that nobody asked for
 //! is written there, so every rule has a test against a slow and obvious model.
 
+mod fingerprint;
 mod pattern;
 mod rename;
 
@@ -186,6 +187,19 @@ impl Selection {
         }
     }
 
+    /// Whether some source namespace that is carried has this name on the target.
+    #[must_use]
+    pub fn may_write(&self, target: &Namespace) -> bool {
+        let collections = self.collections.iter().filter(|(_, to)| *to == target);
+        let databases = self.databases.iter().filter(|(_, to)| **to == target.database);
+        let sources = collections
+            .map(|(from, _)| from.clone())
+            .chain(databases.map(|(from, _)| Namespace::new(from, &target.collection)))
+            .chain([target.clone()]);
+        let mut sources = sources.filter(|source| self.target_of(source) == *target);
+        sources.any(|source| self.includes(&source))
+    }
+
     /// Refuses a listing of the source in which two selected namespaces would be one on the target.
     ///
     /// # Errors
@@ -234,26 +248,6 @@ impl Selection {
             names.extend(moved.filter(|_| on_target).map(|(_, to)| to.database.clone()));
         }
         names.into_iter().collect()
-    }
-
-    /// A short text that changes when the selection or a rename changes and never otherwise: not with the order of
-    /// the entries, not with the version of snapsync. Kept in the state to see a change after a restart.
-    #[must_use]
-    pub fn fingerprint(&self) -> String {
-        let texts = |set: &BTreeSet<Pattern>| set.iter().map(ToString::to_string).collect();
-        fnv1a(&[texts(&self.include), texts(&self.exclude), self.rename_lines()])
-    }
-
-    /// Like [`Selection::fingerprint`], of the renames alone: a changed rename halts, a changed selection does not.
-    #[must_use]
-    pub fn rename_fingerprint(&self) -> String {
-        fnv1a(&[self.rename_lines()])
-    }
-
-    fn rename_lines(&self) -> Vec<String> {
-        let databases = self.databases.iter().map(|(from, to)| format!("{from}\n{to}"));
-        let collections = self.collections.iter().map(|(from, to)| format!("{from}\n{to}"));
-        databases.chain(collections).collect()
     }
 
     /// Collisions that show without a listing: among whole databases and among collections that the configuration
@@ -337,21 +331,6 @@ fn is_temporary(collection: &str) -> bool {
             && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
             && MARKS.contains(&mark.split('.').next().unwrap_or_default())
     })
-}
-
-/// FNV-1a, 64 bits, in hexadecimal. Written out here because the result is kept on disk: the standard library's
-/// hashers may change between releases. A zero byte ends each text and a one byte each list; names hold neither.
-fn fnv1a(lists: &[Vec<String>]) -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut eat = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    for list in lists {
-        for text in list {
-            text.bytes().for_each(&mut eat);
-            eat(0);
-        }
-        eat(1);
-    }
-    format!("{hash:016x}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the source holds, as of some moment while it was listed. Whatever changes meanwhile is told by the oplog.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bson::{Document, Uuid, doc};
 
@@ -28,6 +28,31 @@ pub async fn read(
             listed => listed?,
         };
         for entry in listed.into_iter().filter(|entry| selection.includes(&entry.namespace)) {
+            add(source, version, selection, entry, &mut catalogue).await?;
+        }
+    }
+    Ok(catalogue)
+}
+
+/// Lists those of `wanted` (UUIDs with the databases they are in) that are there and selected.
+///
+/// # Errors
+/// A call failed.
+pub async fn read_some(
+    source: &Deployment,
+    version: Version,
+    selection: &Selection,
+    wanted: &BTreeMap<Uuid, String>,
+) -> Result<Catalogue, Error> {
+    let mut catalogue = Catalogue::default();
+    let databases: BTreeSet<&String> = wanted.values().collect();
+    for database in databases {
+        let listed = listing::collections(source, database).await?.into_iter();
+        let wanted = listed.filter(|entry| {
+            entry.uuid.is_some_and(|uuid| wanted.contains_key(&uuid))
+                && selection.includes(&entry.namespace)
+        });
+        for entry in wanted {
             add(source, version, selection, entry, &mut catalogue).await?;
         }
     }

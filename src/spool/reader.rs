@@ -75,6 +75,12 @@ impl SpoolReader {
         Self { dir, position, after, current: None }
     }
 
+    /// Another reader of the same spool, which begins after `after`.
+    #[must_use]
+    pub fn another(&self, after: Ts) -> Self {
+        Self::new(self.dir.clone(), Arc::clone(&self.position), after)
+    }
+
     /// The next entries: at least one, and about `bytes_max` bytes of them, or none if there are no more durable ones
     /// now. A batch may be smaller than asked for before the end: it never spans two segments.
     pub fn read_batch(&mut self, bytes_max: usize) -> Result<Batch, SpoolError> {

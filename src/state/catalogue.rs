@@ -1,7 +1,7 @@
 //! The durable catalogue. It is large and changes rarely, so it is a file of its own, rewritten whole.
 
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{StateError, load, save};
 use crate::catalogue::Catalogue;
@@ -13,6 +13,8 @@ const FORMAT: u32 = 1;
 pub struct CatalogueStore {
     path: PathBuf,
     catalogue: RwLock<Catalogue>,
+    /// Held while the file is written, so that of two who save the later one writes the newer state.
+    saving: Mutex<()>,
 }
 
 impl CatalogueStore {
@@ -22,7 +24,7 @@ impl CatalogueStore {
     /// The file is there and cannot be read.
     pub fn open(path: PathBuf) -> Result<Self, StateError> {
         let catalogue = load(&path, FORMAT)?.unwrap_or_default();
-        Ok(Self { path, catalogue: RwLock::new(catalogue) })
+        Ok(Self { path, catalogue: RwLock::new(catalogue), saving: Mutex::default() })
     }
 
     /// The catalogue as it is. Not to be held across an await.
@@ -40,6 +42,7 @@ impl CatalogueStore {
     /// # Errors
     /// The disk.
     pub fn save(&self) -> Result<(), StateError> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         save(&self.path, FORMAT, &*self.read())
     }
 }

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::phase::{Event, Phase};
+use super::divergence::desk::Desk;
+use super::phase::{Event, IllegalTransition, Phase};
 use super::record::RecordStore;
 use super::standing::Standing;
 use super::tuning::InForce;
+use bson::Uuid;
+
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};
@@ -32,8 +35,25 @@ pub enum Interrupted {
         /// What to do about it.
         remedy: String,
     },
+    /// Collections on the target are not what the source makes them, by their UUID on the source.
+    Diverged {
+        /// Which.
+        collections: Vec<Uuid>,
+        /// What was found.
+        what: String,
+    },
+    /// The source's oplog no longer holds what comes next; the text says so.
+    Lost(String),
+    /// What is durable has changed: the act goes on from there.
+    Again,
     /// The program ends; a restart may mend it.
     Exit(Exit),
+}
+
+impl From<IllegalTransition> for Interrupted {
+    fn from(error: IllegalTransition) -> Self {
+        Self::Exit(Exit::new(Code::Internal, error.to_string()))
+    }
 }
 
 impl From<StateError> for Interrupted {
@@ -117,6 +137,8 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// Limit of the copy.
     pub pace: Arc<Pace>,
+    /// Where the replay and those who watch the target meet.
+    pub desk: Desk,
 }
 
 impl Context {
@@ -132,9 +154,7 @@ impl Context {
     /// The disk, or an event that makes no sense now (a defect).
     pub fn happen(&self, event: Event) -> Result<Phase, Interrupted> {
         let before = self.records.get().phase;
-        let phase = before
-            .next(event)
-            .map_err(|error| Interrupted::Exit(Exit::new(Code::Internal, error.to_string())))?;
+        let phase = before.next(event)?;
         self.records.change(|record| {
             record.phase = phase.clone();
             record.since_ms = WallTime::now().as_ms();

@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use super::context::{Context, Interrupted};
 use super::phase::Event;
+use super::reconcile;
 use super::spooling::Spooler;
+use crate::catalogue::Catalogue;
+use crate::catalogue::repair::RECURS_TIMES;
 use crate::config::OnExistingData;
 use crate::copy::{Copier, Counters, ProgressStore, prepare};
 use crate::exit::{Code, Exit};
 use crate::mongo::Error;
 use crate::namespace::Namespace;
+use crate::position::OpTime;
 use crate::replay::window::ResumePoint;
 use crate::retry::until_reached;
 use crate::source::{catalog, start};
-use crate::spool::{SpoolError, SpoolLimits, SpoolWriter, free_space_limit};
+use crate::spool::{Range, SpoolError, SpoolLimits, SpoolWriter, free_space_limit};
 use crate::state::catalogue::CatalogueStore;
-use crate::status::CopyProgress;
+use crate::status::{CopyProgress, WallTime};
 use crate::stop::Stop;
 use crate::telemetry::events;
 
@@ -102,21 +106,51 @@ pub fn existing_data(existing: &[crate::mongo::Listed]) -> Exit {
     )
 }
 
-/// Opens the spool. What an earlier run left that does not reach the resume point is of no use and is removed.
+/// The source's oplog ended before what was to be read next: what was copied is dropped, and copied again from a new
+/// moment on.
+///
+/// # Errors
+/// [`Interrupted`]; halted if that happens too often.
+pub async fn start_over(context: &Context, reason: &str, stop: &Stop) -> Result<(), Interrupted> {
+    const EVERYTHING: &str = "*";
+    let everything = [Namespace::new(EVERYTHING, EVERYTHING)];
+    let now = WallTime::now().as_ms();
+    let recurs = context.catalogue.change(|catalogue| catalogue.repair.note(&everything, now));
+    if !recurs.is_empty() {
+        return Err(Interrupted::Halt {
+            reason: format!("the copy was begun {RECURS_TIMES} times within an hour: {reason}"),
+            remedy:
+                "give the source a larger oplog, or the spool more disk, then `snapsync resume`"
+                    .into(),
+        });
+    }
+    tracing::error!(reason, "the copy is begun anew: {reason}");
+    let made: Vec<_> = context.catalogue.read().collections.values().cloned().collect();
+    for collection in made {
+        if let Some(uuid) = collection.target_uuid {
+            context.definer.drop_collection(&collection.target, uuid, stop).await?;
+        }
+    }
+    let views: Vec<_> = context.catalogue.read().views.values().cloned().collect();
+    for view in views {
+        context.definer.drop_view(&view.target, stop).await?;
+    }
+    context.catalogue.change(|catalogue| {
+        let repair = std::mem::take(&mut catalogue.repair);
+        *catalogue = Catalogue { repair, ..Catalogue::default() };
+    });
+    context.catalogue.save()?;
+    context.records.change(|record| record.resume = None)?;
+    Ok(())
+}
+
+/// Opens the spool. What an earlier run left that does not hold `read_from` is of no use and is removed.
 ///
 /// # Errors
 /// The disk.
-pub fn open_spool(context: &Context) -> Result<SpoolWriter, Interrupted> {
-    let directory = context.spool_directory();
+pub fn open_spool(context: &Context, read_from: OpTime) -> Result<SpoolWriter, Interrupted> {
     tokio::task::block_in_place(|| {
-        let configured = context.config.spool.max_bytes.unwrap_or(0);
-        crate::durable::create_dir_all_durable(&directory).map_err(SpoolError::from)?;
-        let max_bytes = free_space_limit(&directory, configured).map_err(SpoolError::from)?;
-        // Space is given back in segments, so that a small spool has small ones.
-        let segment_bytes_max = (max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
-        let limits = SpoolLimits { segment_bytes_max, ..SpoolLimits::new(max_bytes) };
-        let (mut writer, held) = SpoolWriter::open(&directory, limits)?;
-        let read_from = context.records.get().resume.unwrap_or_default().read_from;
+        let (mut writer, held) = open_as_it_is(context)?;
         if held.is_some_and(|held| held.first > read_from || held.last < read_from) {
             writer.remove_all()?;
         }
@@ -124,14 +158,34 @@ pub fn open_spool(context: &Context) -> Result<SpoolWriter, Interrupted> {
     })
 }
 
+/// Whether the spool holds this entry.
+///
+/// # Errors
+/// The disk.
+pub fn is_spooled(context: &Context, entry: OpTime) -> Result<bool, Interrupted> {
+    let (_, held) = tokio::task::block_in_place(|| open_as_it_is(context))?;
+    Ok(held.is_some_and(|held| held.first <= entry && entry <= held.last))
+}
+
+fn open_as_it_is(context: &Context) -> Result<(SpoolWriter, Option<Range>), Interrupted> {
+    let directory = context.spool_directory();
+    let configured = context.config.spool.max_bytes.unwrap_or(0);
+    crate::durable::create_dir_all_durable(&directory).map_err(SpoolError::from)?;
+    let max_bytes = free_space_limit(&directory, configured).map_err(SpoolError::from)?;
+    // Space is given back in segments, so that a small spool has small ones.
+    let segment_bytes_max = (max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+    let limits = SpoolLimits { segment_bytes_max, ..SpoolLimits::new(max_bytes) };
+    Ok(SpoolWriter::open(&directory, limits)?)
+}
+
 /// Begins to spool the oplog, from where the spool of an earlier run ends or from the resume point.
 ///
 /// # Errors
 /// The disk.
 pub fn spool(context: &Context, stop: &Stop) -> Result<Spooler, Interrupted> {
-    let writer = open_spool(context)?;
-    let resume = context.records.get().resume.unwrap_or_default();
-    Ok(Spooler::start(context.source.clone(), writer, resume.read_from, stop))
+    let from = context.records.get().resume.unwrap_or_default().read_from;
+    let writer = open_spool(context, from)?;
+    Ok(Spooler::start(context.source.clone(), writer, from, stop))
 }
 
 impl From<SpoolError> for Interrupted {
@@ -146,8 +200,10 @@ impl From<SpoolError> for Interrupted {
 /// [`Interrupted`]: what has been copied stays copied.
 pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(), Interrupted> {
     let began = Instant::now();
+    let copied = open_progress(context)?;
+    reconcile::names_of_copy(context, &copied, stop).await?;
     prepare::create_all(&context.definer, &context.catalogue, stop).await?;
-    let copier = copier(context)?;
+    let copier = copier(context, copied);
     let counters = copier.counters.clone();
     let collections = context.catalogue.read().collections.len();
     events::copy_started(collections, &CopyProgress::default());
@@ -178,9 +234,9 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
     Ok(())
 }
 
-fn copier(context: &Context) -> Result<Copier, Interrupted> {
+fn copier(context: &Context, progress: ProgressStore) -> Copier {
     let resume = context.records.get().resume.unwrap_or_default();
-    Ok(Copier {
+    Copier {
         source: context.source.clone(),
         definer: context.definer.clone(),
         writers: context.writers.clone(),
@@ -188,16 +244,12 @@ fn copier(context: &Context) -> Result<Copier, Interrupted> {
         after: resume.applied.ts,
         workers: context.config.copy_workers(),
         pace: context.pace.clone(),
-        progress: Arc::new(open_progress(context)?),
+        progress: Arc::new(progress),
         counters: Arc::new(Counters::default()),
-    })
+    }
 }
 
-/// How far the copy has come.
-///
-/// # Errors
-/// A damaged file.
-pub fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {
+fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {
     let after = context.records.get().resume.unwrap_or_default().applied.ts;
     let path = context.config.state.directory.join("copy.json");
     ProgressStore::open(path, after).map_err(|error: Error| Interrupted::from(error))

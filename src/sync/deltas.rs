@@ -1,13 +1,20 @@
-//! Counting: the difference in documents of every collection, round after round.
+//! Counting: the difference in documents of every collection, round after round. Fast counts on every round; where they
+//! differ and a second look does not explain it, exact counts at one optime. What is confirmed is told to the replay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use bson::{Bson, doc};
+use bson::{Bson, Uuid, doc};
 
+use super::divergence::counts::{Fast, Judge};
+use super::divergence::desk::Desk;
+use super::divergence::exact::{self, Exact};
+use super::record::RecordStore;
 use super::tuning::InForce;
 use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, bson_count, run};
+use crate::source::start;
 use crate::state::catalogue::CatalogueStore;
 use crate::status::{CollectionDelta, State, StatusBoard, WallTime, sum_by_database};
 use crate::stop::Stop;
@@ -15,6 +22,11 @@ use crate::telemetry::delta_log::DeltaLog;
 use crate::telemetry::events;
 
 const NAMESPACE_NOT_FOUND: i32 = 26;
+/// How long the replay is given to pass what the source had when it was counted.
+const PASS_WITHIN: Duration = Duration::from_secs(5);
+const PASS_POLL: Duration = Duration::from_millis(20);
+/// How long to wait for a cut: the replay may be in the middle of a large window.
+const CUT_WITHIN: Duration = Duration::from_secs(30);
 
 /// What rounds of counting work with.
 #[derive(Debug, Clone)]
@@ -25,6 +37,10 @@ pub struct Counter {
     pub target: Deployment,
     /// What is counted.
     pub store: Arc<CatalogueStore>,
+    /// Where the replay stands.
+    pub records: Arc<RecordStore>,
+    /// Where cuts are asked for, and differences told.
+    pub desk: Desk,
     /// Whether counts may be compared.
     pub settled: Arc<AtomicBool>,
     /// How often, and what is logged.
@@ -33,10 +49,20 @@ pub struct Counter {
     pub board: StatusBoard,
 }
 
+/// One collection in a round.
+#[derive(Debug, Clone)]
+struct Counted {
+    uuid: Uuid,
+    collection: Collection,
+    fast: Fast,
+    exact: Option<Exact>,
+}
+
 impl Counter {
     /// Counts every `delta.interval` while the target follows the source, until stopped.
     pub async fn run(self, stop: Stop) {
         let mut log = DeltaLog::new(self.tuning.get().delta_log);
+        let mut judge = Judge::default();
         let mut from = WallTime::now();
         loop {
             let tuning = self.tuning.get();
@@ -46,9 +72,15 @@ impl Counter {
             log.set_mode(self.tuning.get().delta_log);
             let to = WallTime::now();
             if self.follows() {
-                match self.round().await {
+                let round = tokio::select! {
+                    () = stop.requested() => return,
+                    round = self.round(&mut judge) => round,
+                };
+                match round {
                     // A state that changed meanwhile makes the counts meaningless.
-                    Ok(deltas) if self.follows() => self.report(from, to, deltas, &mut log),
+                    Ok(counted) if self.follows() => {
+                        self.report(from, to, deltas(&judge, &counted), &mut log);
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::info!("no counts this time: {error}"),
                 }
@@ -70,7 +102,7 @@ impl Counter {
         log: &mut DeltaLog,
     ) {
         let databases = sum_by_database(&deltas);
-        let lines = log.round(std::time::Instant::now(), &deltas, &databases);
+        let lines = log.round(Instant::now(), &deltas, &databases);
         for delta in lines.collections {
             events::delta_collection(from, to, delta);
         }
@@ -80,36 +112,132 @@ impl Counter {
         self.board.update(|status| status.set_deltas(deltas));
     }
 
+    async fn round(&self, judge: &mut Judge) -> Result<Vec<Counted>, Error> {
+        let mut counted = self.count_fast(judge).await?;
+        let passed = self.count_target_again(judge, &mut counted).await?;
+        counted.retain(|found| self.is_followed_as(found));
+        judge.retain(|uuid| counted.iter().any(|found| found.uuid == *uuid));
+        if passed {
+            for found in &mut counted {
+                if judge.suspects(found.uuid, found.fast, Instant::now()) {
+                    self.count_exactly(judge, found).await;
+                }
+            }
+        }
+        Ok(counted)
+    }
+
     /// Counts every collection on both sides, by metadata: an estimate that costs next to nothing.
-    async fn round(&self) -> Result<Vec<CollectionDelta>, Error> {
-        let collections: Vec<(bson::Uuid, Collection)> = {
+    async fn count_fast(&self, judge: &mut Judge) -> Result<Vec<Counted>, Error> {
+        let (followed, held): (Vec<(Uuid, Collection)>, Vec<Uuid>) = {
             let catalogue = self.store.read();
-            catalogue.collections.iter().map(|(uuid, found)| (*uuid, found.clone())).collect()
+            let held = catalogue.repair.held.keys().copied().collect();
+            let all = catalogue.collections.iter();
+            let followed = all.filter(|(uuid, _)| !catalogue.repair.is_held(uuid));
+            (followed.map(|(uuid, found)| (*uuid, found.clone())).collect(), held)
         };
-        let mut deltas = Vec::with_capacity(collections.len());
-        for (uuid, collection) in collections {
+        held.iter().for_each(|uuid| judge.forget(uuid));
+        let mut counted = Vec::with_capacity(followed.len());
+        for (uuid, collection) in followed {
+            let Some(target) = self.count_target(&collection).await? else { continue };
             let database = &collection.source.database;
             let Some(source) = count(&self.source, database, uuid.into()).await? else { continue };
-            let target = &collection.target;
-            let name = Bson::String(target.collection.clone());
-            let Some(target_count) = count(&self.target, &target.database, name).await? else {
-                continue;
-            };
-            // Renamed or dropped while it was counted: the counts are of different things.
-            let now = self.store.read().collections.get(&uuid).map(|now| now.target.clone());
-            if now.as_ref() != Some(target) {
-                continue;
-            }
-            deltas.push(CollectionDelta::estimated(
-                collection.source.to_string(),
-                collection.target.to_string(),
-                source,
-                target_count,
-            ));
+            let fast = Fast { target_before: target, source, target_after: target };
+            counted.push(Counted { uuid, collection, fast, exact: None });
         }
-        deltas.sort_by(|a, b| a.collection.cmp(&b.collection));
-        Ok(deltas)
+        counted.sort_by(|a, b| a.collection.source.cmp(&b.collection.source));
+        Ok(counted)
     }
+
+    async fn count_target(&self, collection: &Collection) -> Result<Option<u64>, Error> {
+        let target = &collection.target;
+        count(&self.target, &target.database, Bson::String(target.collection.clone())).await
+    }
+
+    /// Where the two differ: once more on the target, as soon as everything is applied that the source had when it was
+    /// counted. False if that takes too long; then a difference means nothing.
+    async fn count_target_again(
+        &self,
+        judge: &Judge,
+        counted: &mut [Counted],
+    ) -> Result<bool, Error> {
+        let differ = |found: &&mut Counted| {
+            judge.differ(found.uuid, found.fast.source, found.fast.target_before)
+        };
+        let mut differing: Vec<&mut Counted> = counted.iter_mut().filter(differ).collect();
+        if differing.is_empty() {
+            return Ok(true);
+        }
+        let (newest, _) = start::majority_optime(&self.source).await?;
+        let began = Instant::now();
+        while self.records.get().resume.is_none_or(|resume| resume.applied.ts < newest.ts) {
+            if began.elapsed() > PASS_WITHIN {
+                return Ok(false);
+            }
+            tokio::time::sleep(PASS_POLL).await;
+        }
+        for found in &mut differing {
+            if let Some(target) = self.count_target(&found.collection).await? {
+                found.fast.target_after = target;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether it was neither renamed nor dropped nor taken out while it was counted.
+    fn is_followed_as(&self, found: &Counted) -> bool {
+        let catalogue = self.store.read();
+        let now = catalogue.collections.get(&found.uuid).map(|now| &now.target);
+        now == Some(&found.collection.target) && !catalogue.repair.is_held(&found.uuid)
+    }
+
+    /// Counts exactly, and once more if that shows a difference: only then it is one.
+    async fn count_exactly(&self, judge: &mut Judge, found: &mut Counted) {
+        for confirmed in [false, true] {
+            let exact = match self.exact(&found.collection).await {
+                Ok(Some(exact)) => exact,
+                // The replay ended or is busy; there will be another round.
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::info!("{} is not counted exactly: {error}", found.collection.source);
+                    return;
+                }
+            };
+            found.exact = Some(exact);
+            if exact.delta() == 0 {
+                judge.equal(found.uuid, found.fast, exact.source, Instant::now());
+                return;
+            }
+            if confirmed {
+                let what = format!(
+                    "{} holds {} documents on the source and {} on the target",
+                    found.collection.source, exact.source, exact.target
+                );
+                self.desk.report(found.uuid, what);
+            }
+        }
+    }
+
+    async fn exact(&self, collection: &Collection) -> Result<Option<Exact>, Error> {
+        let asked = self.desk.ask();
+        let Ok(Ok(cut)) = tokio::time::timeout(CUT_WITHIN, asked).await else { return Ok(None) };
+        let (source, target) = (&collection.source, &collection.target);
+        exact::count((&self.source, source), (&self.target, target), cut).await.map(Some)
+    }
+}
+
+fn deltas(judge: &Judge, counted: &[Counted]) -> Vec<CollectionDelta> {
+    let delta = |found: &Counted| {
+        let (source, target) = match found.exact {
+            Some(exact) => (exact.source, exact.target),
+            None => judge.corrected(found.uuid, found.fast.source, found.fast.target_after),
+        };
+        let Collection { source: name, target: target_name, .. } = &found.collection;
+        let (name, target_name) = (name.to_string(), target_name.to_string());
+        let delta = CollectionDelta::estimated(name, target_name, source, target);
+        CollectionDelta { exact: found.exact.is_some(), ..delta }
+    };
+    counted.iter().map(delta).collect()
 }
 
 async fn count(

@@ -5,6 +5,8 @@ use std::time::Duration;
 use bson::{RawDocument, RawDocumentBuf};
 use mongodb::raw_batch_cursor::RawBatch;
 
+use super::context::{Context, Interrupted};
+use super::copying::open_spool;
 use super::spooling::Spooler;
 use crate::mongo::Deployment;
 use crate::position::{OpTime, Ts};
@@ -90,6 +92,23 @@ pub enum Feed {
 }
 
 impl Feed {
+    /// Through the spool, from `from` on. What an earlier run spooled is read first, if it reaches back to there.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn spooled(context: &Context, from: OpTime, stop: &Stop) -> Result<Self, Interrupted> {
+        let writer = open_spool(context, from)?;
+        let reader = writer.reader(from.ts.just_before());
+        let spooler = Spooler::start(context.source.clone(), writer, from, stop);
+        Ok(Self::Spooled { spooler, reader })
+    }
+
+    /// Whether the entries go through the spool.
+    #[must_use]
+    pub fn is_spooled(&self) -> bool {
+        matches!(self, Self::Spooled { .. })
+    }
+
     /// The next entries: some, or none if there are none just now.
     ///
     /// # Errors

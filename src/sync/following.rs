@@ -1,5 +1,6 @@
-//! The act of following: window after window, first from the spool, then live. The order of writes is the promise:
-//! intent durable → the window's writes majority-acknowledged → catalogue and resume point durable → memory → report.
+//! The act of following: window after window, first from the spool, then live. At every window end the replay stands
+//! still for a moment, and there everything is looked after that must not meet a window half applied: indexes, what has
+//! diverged, collections that are copied again.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -7,12 +8,11 @@ use std::time::{Duration, Instant};
 use super::context::{Context, Interrupted};
 use super::feed::{Feed, FeedError};
 use super::indexing;
+use super::mending::Mending;
 use super::phase::{Event, Phase};
+use super::track::{Carried, Track};
 use crate::exit::{Code, Exit};
-use crate::namespace::Namespace;
-use crate::position::{OpTime, Ts};
-use crate::replay::apply::{Applier, ApplyError};
-use crate::replay::window::{Window, WindowBuilder};
+use crate::replay::apply::ApplyError;
 use crate::retry::Stopped;
 use crate::source::tail::TailError;
 use crate::status::{State, WallTime, WindowReport};
@@ -27,14 +27,9 @@ const GATHER_BEHIND: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn feed_failure(error: &FeedError) -> Interrupted {
     match error {
-        FeedError::Tail(TailError::Lost { .. }) => Interrupted::Halt {
-            reason: format!("the resume point is no longer in the source's oplog: {error}"),
-            remedy:
-                "the target cannot be brought level by replay any more: stop the service, remove \
-                     the state directory, and start again with target.on_existing_data = \"drop\" \
-                     to copy anew; then give the source a larger oplog"
-                    .into(),
-        },
+        FeedError::Tail(TailError::Lost { .. }) => {
+            Interrupted::Lost(format!("the source's oplog does not reach back far enough: {error}"))
+        }
         FeedError::Spool(error) => Interrupted::Exit(Exit::new(Code::Disk, error.to_string())),
         error => Interrupted::Exit(Exit::new(Code::Internal, error.to_string())),
     }
@@ -45,6 +40,11 @@ impl From<Stopped<ApplyError>> for Interrupted {
         match stopped {
             Stopped::Stop => Self::Stop,
             Stopped::Failed(ApplyError::Call(error)) => error.into(),
+            Stopped::Failed(ApplyError::Diverged { collections, what })
+                if !collections.is_empty() =>
+            {
+                Self::Diverged { collections, what }
+            }
             Stopped::Failed(error) => Self::Halt {
                 reason: error.to_string(),
                 remedy: "find out what else writes to the target; see docs/limits.md".into(),
@@ -53,24 +53,12 @@ impl From<Stopped<ApplyError>> for Interrupted {
     }
 }
 
-/// What follows after a window.
-enum Next {
-    /// Another one.
-    Window,
-    /// The spool is read to its end: from here on straight from the source.
-    Direct,
-}
-
 /// Follows the source for as long as it may.
 #[derive(Debug)]
 pub struct Follower {
     context: Context,
-    applier: Applier,
-    builder: WindowBuilder,
-    /// Until here the target may hold newer state than the window knows.
-    tolerant_until: Ts,
-    /// The first window after a start goes at least to here: it was begun before.
-    reach: Ts,
+    track: Track,
+    mending: Mending,
     /// Whether the target is the source at one moment at every window end, with its indexes.
     settled: bool,
 }
@@ -79,78 +67,83 @@ impl Follower {
     /// Goes on from the durable resume point.
     #[must_use]
     pub fn new(context: Context) -> Self {
-        let record = context.records.get();
-        let resume = record.resume.unwrap_or_default();
-        let consistent_from = record.phase.consistent_from().unwrap_or_default();
-        let intent = record.intent.unwrap_or_default();
-        let applier = Applier {
-            definer: context.definer.clone(),
-            writers: context.writers.clone(),
-            store: context.catalogue.clone(),
-            selection: context.config.sync.selection.clone(),
-            workers: context.tuning.get().replay_workers,
-        };
         context.settled.store(false, Ordering::Relaxed);
-        let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
-        context.standing.resumes_at(resume);
-        Self {
-            context,
-            applier,
-            builder,
-            tolerant_until: consistent_from.max(intent),
-            reach: intent,
-            settled: false,
-        }
+        let mut track = Track::new(&context);
+        track.set_scope(context.catalogue.read().scope());
+        context.standing.resumes_at(track.resume());
+        Self { track, mending: Mending::default(), settled: false, context }
     }
 
-    /// Follows until interrupted.
+    /// Follows until interrupted. What goes on beside it has ended when this returns.
     ///
     /// # Errors
     /// [`Interrupted`], always: following has no end of its own.
-    pub async fn run(mut self, mut feed: Feed, stop: &Stop) -> Interrupted {
-        loop {
-            let interrupted = match self.step(&mut feed, stop).await {
-                Ok(Next::Window) => continue,
-                Ok(Next::Direct) => {
-                    let (source, from) = (self.context.source.clone(), self.reads_from());
-                    match feed.go_direct(&source, from, stop).await {
-                        Ok(direct) => {
-                            feed = direct;
-                            continue;
-                        }
-                        Err(error) => return feed_failure(&error),
-                    }
-                }
-                Err(interrupted) => interrupted,
-            };
+    pub async fn run(mut self, feed: Feed, stop: &Stop) -> Interrupted {
+        let mut feed = Some(feed);
+        let interrupted = loop {
+            if let Err(interrupted) = self.step(&mut feed, stop).await {
+                break interrupted;
+            }
+        };
+        self.mending.stop().await;
+        self.context.desk.close();
+        if let Some(feed) = feed {
             // The cause that is reported is the first one.
             let _also = feed.finish().await;
-            return interrupted;
         }
-    }
-
-    /// The last entry read; reading on begins with it.
-    fn reads_from(&self) -> OpTime {
-        let last = self.builder.last_read();
-        if last.ts > Ts::ZERO {
-            return last;
-        }
-        self.context.records.get().resume.unwrap_or_default().read_from
+        self.mending.judge(&self.context, interrupted)
     }
 
     /// One window, and what follows from it.
-    async fn step(&mut self, feed: &mut Feed, stop: &Stop) -> Result<Next, Interrupted> {
+    async fn step(&mut self, place: &mut Option<Feed>, stop: &Stop) -> Result<(), Interrupted> {
+        let Some(feed) = place else { return Err(Interrupted::Again) };
         let began = Instant::now();
         let exhausted = self.gather(feed, stop).await?;
-        self.carry_out(began, stop).await?;
-        if let Some(resume) = self.context.records.get().resume {
-            feed.consumed(resume.read_from.ts);
+        if let Some(carried) = self.track.carry_out(stop).await? {
+            self.report(&carried, began);
+            if carried.defines {
+                self.track.set_scope(self.context.catalogue.read().scope());
+            }
         }
         self.settle(stop).await?;
+        if self.settled {
+            self.mending.at_window_end(&self.context, &mut self.track, feed, stop).await?;
+        }
+        feed.consumed(self.mending.keeps(self.track.resume().read_from.ts));
         self.judge()?;
-        let spooled = matches!(feed, Feed::Spooled { .. });
-        let direct = exhausted && spooled && self.context.catalogue.read().indexes_built;
-        Ok(if direct { Next::Direct } else { Next::Window })
+        let wants_spool = self.mending.needs_spool(&self.context);
+        let may_go_direct = exhausted && self.context.catalogue.read().indexes_built;
+        match (feed.is_spooled(), wants_spool) {
+            (false, true) => self.switch_to_spool(place, stop).await,
+            (true, false) if may_go_direct => self.switch_to_source(place, stop).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// From here on the oplog goes through the spool, where it can be read again.
+    async fn switch_to_spool(
+        &mut self,
+        place: &mut Option<Feed>,
+        stop: &Stop,
+    ) -> Result<(), Interrupted> {
+        if let Some(feed) = place.take() {
+            feed.finish().await.map_err(|error| feed_failure(&error))?;
+        }
+        let from = self.track.resume().read_from;
+        *place = Some(Feed::spooled(&self.context, from, stop)?);
+        Ok(())
+    }
+
+    /// The spool is read to its end: from here on straight from the source.
+    async fn switch_to_source(
+        &mut self,
+        place: &mut Option<Feed>,
+        stop: &Stop,
+    ) -> Result<(), Interrupted> {
+        let Some(feed) = place.take() else { return Ok(()) };
+        let direct = feed.go_direct(&self.context.source, self.track.reads_from(), stop).await;
+        *place = Some(direct.map_err(|error| feed_failure(&error))?);
+        Ok(())
     }
 
     /// Gathers entries into a window until there are no more, it is large enough, or it has lasted long enough. True if
@@ -159,7 +152,7 @@ impl Follower {
         let failed = |error: FeedError| feed_failure(&error);
         let first = feed.next(stop).await.map_err(failed)?;
         stop.check()?;
-        if first.is_empty() && self.reach <= self.builder.last_read().ts {
+        if first.is_empty() && self.track.has_reached() {
             if matches!(feed, Feed::Direct(_)) {
                 self.context.standing.source_exhausted();
             }
@@ -171,8 +164,8 @@ impl Follower {
             .unwrap_or(usize::MAX);
         self.take(&first)?;
         loop {
-            let reached = self.builder.last_read().ts >= self.reach;
-            if reached && (self.builder.bytes() >= bytes_max || began.elapsed() >= longest) {
+            let reached = self.track.has_reached();
+            if reached && (self.track.bytes() >= bytes_max || began.elapsed() >= longest) {
                 return Ok(false);
             }
             match feed.try_next().map_err(failed)? {
@@ -196,51 +189,17 @@ impl Follower {
     }
 
     fn take(&mut self, entries: &super::feed::Entries) -> Result<(), Interrupted> {
-        entries.try_each(|entry| self.builder.push(entry)).map_err(|error| Interrupted::Halt {
-            reason: error.to_string(),
-            remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
-        })?;
-        if let Some(first_wall_ms) = self.builder.first_wall_ms() {
+        self.track.take(entries)?;
+        if let Some(first_wall_ms) = self.track.first_wall_ms() {
             self.context.standing.window_from(first_wall_ms);
         }
         Ok(())
     }
 
-    async fn carry_out(&mut self, began: Instant, stop: &Stop) -> Result<(), Interrupted> {
-        let Some(window) = self.builder.finish() else {
-            return Ok(());
-        };
-        let records = &self.context.records;
-        let before = records.get();
-        let tolerant = before.resume.unwrap_or_default().applied.ts < self.tolerant_until;
-        let Window { plan, end, first_wall_ms, entries } = window;
-        let operations = plan.operations;
-        let defines = plan.defines();
-        if !plan.steps.is_empty() {
-            let intent = before.intent.unwrap_or_default().max(end.applied.ts);
-            records.change(|record| record.intent = Some(intent))?;
-            self.applier.workers = self.context.tuning.get().replay_workers;
-            let created: Vec<Namespace> =
-                plan.created(&self.context.config.sync.selection).collect();
-            let catalogue = &self.context.catalogue;
-            if !created.is_empty() {
-                catalogue.change(|catalogue| catalogue.making.extend(created));
-                catalogue.save()?;
-            }
-            self.applier.apply(plan, tolerant, stop).await?;
-            if defines {
-                catalogue.change(|catalogue| catalogue.making.clear());
-                catalogue.save()?;
-            }
-        }
-        let record = records.change(|record| {
-            record.resume = Some(end);
-            record.totals.windows += 1;
-            record.totals.entries_read += entries;
-            record.totals.entries_applied += operations;
-        })?;
+    fn report(&self, carried: &Carried, began: Instant) {
+        let Carried { before, end, first_wall_ms, entries, defines, totals } = *carried;
         self.context.standing.resumes_at(end);
-        let from = before.resume.map_or(first_wall_ms, |resume| resume.wall_ms);
+        let from = before.map_or(first_wall_ms, |resume| resume.wall_ms);
         self.context.board.update(|status| {
             status.window = Some(WindowReport {
                 from: WallTime::from_ms(from),
@@ -248,33 +207,20 @@ impl Follower {
                 entries,
                 seconds: began.elapsed().as_secs_f64(),
             });
-            status.totals.windows = record.totals.windows;
-            status.totals.entries_read = record.totals.entries_read;
-            status.totals.entries_applied = record.totals.entries_applied;
+            status.totals.windows = totals.windows;
+            status.totals.entries_read = totals.entries_read;
+            status.totals.entries_applied = totals.entries_applied;
         });
         if defines {
             self.show_held_back();
         }
-        Ok(())
     }
 
-    /// The first window end at which the target is the source at one moment: what must hold from here on is looked at,
-    /// and the indexes are built if they have not been.
+    /// The first window end at which the target is the source at one moment: there the indexes are built, if they have
+    /// not been.
     async fn settle(&mut self, stop: &Stop) -> Result<(), Interrupted> {
-        let resume = self.context.records.get().resume.unwrap_or_default();
-        if self.settled || resume.applied.ts < self.tolerant_until {
+        if self.settled || !self.track.is_consistent() {
             return Ok(());
-        }
-        let missing = {
-            let catalogue = self.context.catalogue.read();
-            let missing = catalogue.collections.values().find(|found| found.target_uuid.is_none());
-            missing.map(|collection| collection.target.clone())
-        };
-        if let Some(name) = missing {
-            return Err(Interrupted::Halt {
-                reason: format!("the collection {name} is missing on the target"),
-                remedy: "somebody dropped it there; to copy anew, see docs/limits.md".into(),
-            });
         }
         indexing::build_all(&self.context, stop).await?;
         self.show_held_back();
@@ -294,6 +240,8 @@ impl Follower {
         let Some(lag) = self.context.board.lag_seconds() else { return Ok(()) };
         let max = self.context.tuning.get().max_lag.as_secs_f64();
         match self.context.records.get().phase {
+            // As long as everything is copied again, nothing is followed.
+            Phase::CatchingUp { .. } if self.context.catalogue.read().is_all_held() => Ok(()),
             // Half of the limit, so that the state does not flutter.
             Phase::CatchingUp { .. } if self.settled && lag <= max / 2.0 => {
                 self.context.happen(Event::CaughtUp).map(drop)

@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use bson::Document;
+use bson::{Document, Uuid};
 use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
 use crate::catalogue::Collection;
-use crate::mongo::Error;
+use crate::replay::apply::ApplyError;
 use crate::retry::Stopped;
 use crate::stop::Stop;
 
@@ -24,25 +24,27 @@ pub(super) async fn build_all(context: &Context, stop: &Stop) -> Result<(), Inte
         return Ok(());
     }
     let began = Instant::now();
-    let mut waiting: Vec<Collection> = {
+    let mut waiting: Vec<(Uuid, Collection)> = {
         let catalogue = context.catalogue.read();
-        catalogue.collections.values().filter(|found| !found.indexes.is_empty()).cloned().collect()
+        let all = catalogue.collections.iter().filter(|(_, found)| !found.indexes.is_empty());
+        all.map(|(uuid, found)| (*uuid, found.clone())).collect()
     };
-    let count: usize = waiting.iter().map(|collection| collection.indexes.len()).sum();
+    let count: usize = waiting.iter().map(|(_, collection)| collection.indexes.len()).sum();
     if count > 0 {
         tracing::info!(indexes = count, "building {count} indexes on the target");
     }
-    let mut builds: JoinSet<Result<(), Stopped<Error>>> = JoinSet::new();
+    let mut builds: JoinSet<Result<(), Stopped<ApplyError>>> = JoinSet::new();
     let mut outcome = Ok(());
     loop {
         while outcome.is_ok() && builds.len() < BUILDS {
-            let Some(collection) = waiting.pop() else { break };
+            let Some((uuid, collection)) = waiting.pop() else { break };
             let (definer, stop) = (context.definer.clone(), stop.clone());
             builds.spawn(async move {
                 let specs: Vec<Document> =
                     collection.indexes.values().map(|spec| spec.0.clone()).collect();
                 let place = definer.place(&collection.target, collection.target_uuid);
-                definer.create_indexes(&place, &specs, &stop).await
+                let built = definer.create_indexes(&place, &specs, &stop).await;
+                built.map_err(|stopped| stopped.map(|error| ApplyError::Call(error).of(uuid)))
             });
         }
         let next = tokio::select! {
@@ -54,8 +56,7 @@ pub(super) async fn build_all(context: &Context, stop: &Stop) -> Result<(), Inte
             None => break,
             Some(Ok(result)) => outcome = outcome.and(result),
             Some(Err(panic)) => {
-                let side = context.target.side;
-                let error = Error::other(side, "build indexes", format!("internal: {panic}"));
+                let error = ApplyError::Internal(panic.to_string());
                 outcome = outcome.and(Err(Stopped::Failed(error)));
             }
         }

@@ -1,20 +1,27 @@
 //! The conductor: [`supervisor`] owns the life of the daemon, [`phase`] says what may follow what, and the others are
 //! its acts: [`preflight`], [`copying`], [`following`], with [`deltas`] and [`watch`] beside them.
 
+mod commands;
 pub mod context;
 pub mod copying;
 pub mod deltas;
+pub mod divergence;
 pub mod feed;
 pub mod following;
 mod indexing;
+mod mending;
+mod pausing;
 pub mod phase;
 pub mod preflight;
 mod reconcile;
 pub mod record;
 mod reload;
+mod reselecting;
+pub mod resync;
 pub mod spooling;
 pub mod standing;
 pub mod startup;
 pub mod supervisor;
+pub mod track;
 pub mod tuning;
 pub mod watch;

@@ -22,6 +22,11 @@ pub enum Phase {
         /// Kept from [`Phase::CatchingUp`].
         consistent_from: Ts,
     },
+    /// An operator said so: the oplog is spooled, and nothing is applied. Kept over restarts.
+    Paused {
+        /// Kept from [`Phase::CatchingUp`].
+        consistent_from: Ts,
+    },
     /// Needs a person. Kept over restarts.
     Halted {
         /// What happened.
@@ -41,6 +46,11 @@ pub enum Event {
         /// Oplog end after the last byte copied.
         consistent_from: Ts,
     },
+    /// Replay begins anew at this optime, with everything to be copied again.
+    BegunAnew {
+        /// The new beginning.
+        consistent_from: Ts,
+    },
     /// The resume point is within `live.max_lag` of the source, and the target is consistent and indexed.
     CaughtUp,
     /// The lag grew beyond `live.max_lag`.
@@ -52,7 +62,9 @@ pub enum Event {
         /// What to do about it.
         remedy: String,
     },
-    /// A person says it is mended.
+    /// An operator wants it to stand still.
+    Pause,
+    /// A person says that it may go on.
     Resume,
 }
 
@@ -74,10 +86,21 @@ impl Phase {
             (Self::Copying, Event::Copied { consistent_from }) => {
                 Ok(Self::CatchingUp { consistent_from })
             }
+            (
+                Self::CatchingUp { .. } | Self::Live { .. } | Self::Paused { .. },
+                Event::BegunAnew { consistent_from },
+            ) => Ok(Self::CatchingUp { consistent_from }),
             (Self::CatchingUp { consistent_from }, Event::CaughtUp) => {
                 Ok(Self::Live { consistent_from: *consistent_from })
             }
             (Self::Live { consistent_from }, Event::FellBehind) => {
+                Ok(Self::CatchingUp { consistent_from: *consistent_from })
+            }
+            (
+                Self::CatchingUp { consistent_from } | Self::Live { consistent_from },
+                Event::Pause,
+            ) => Ok(Self::Paused { consistent_from: *consistent_from }),
+            (Self::Paused { consistent_from }, Event::Resume) => {
                 Ok(Self::CatchingUp { consistent_from: *consistent_from })
             }
             (Self::Halted { from, .. }, Event::Resume) => Ok(from.after_restart()),
@@ -98,6 +121,7 @@ impl Phase {
             Self::Copying => State::Copying,
             Self::CatchingUp { .. } => State::CatchingUp,
             Self::Live { .. } => State::Live,
+            Self::Paused { .. } => State::Paused,
             Self::Halted { .. } => State::Halted,
         }
     }
@@ -107,9 +131,9 @@ impl Phase {
     pub fn consistent_from(&self) -> Option<Ts> {
         match self {
             Self::Copying => None,
-            Self::CatchingUp { consistent_from } | Self::Live { consistent_from } => {
-                Some(*consistent_from)
-            }
+            Self::CatchingUp { consistent_from }
+            | Self::Live { consistent_from }
+            | Self::Paused { consistent_from } => Some(*consistent_from),
             Self::Halted { from, .. } => from.consistent_from(),
         }
     }
@@ -151,9 +175,11 @@ mod tests {
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
             any::<u32>().prop_map(|t| Event::Copied { consistent_from: Ts::new(t, 1) }),
+            any::<u32>().prop_map(|t| Event::BegunAnew { consistent_from: Ts::new(t, 2) }),
             Just(Event::CaughtUp),
             Just(Event::FellBehind),
             Just(Event::Halt { reason: "r".into(), remedy: "m".into() }),
+            Just(Event::Pause),
             Just(Event::Resume),
         ]
     }
@@ -171,9 +197,16 @@ mod tests {
                     prop_assert_ne!(phase.state(), State::Live);
                 }
                 let Ok(next) = phase.next(event.clone()) else { continue };
-                if let Event::Copied { consistent_from } = event {
-                    prop_assert_eq!(copied, None, "copied twice");
-                    copied = Some(consistent_from);
+                match event {
+                    Event::Copied { consistent_from } => {
+                        prop_assert_eq!(copied, None, "copied twice");
+                        copied = Some(consistent_from);
+                    }
+                    Event::BegunAnew { consistent_from } => {
+                        prop_assert!(copied.is_some(), "never copied");
+                        copied = Some(consistent_from);
+                    }
+                    _ => {}
                 }
                 phase = next;
                 prop_assert_eq!(phase.consistent_from(), copied);
@@ -182,6 +215,16 @@ mod tests {
                 prop_assert_eq!(&serde_json::from_str::<Phase>(&json).unwrap(), &phase);
             }
         }
+    }
+
+    #[test]
+    fn paused_stays_paused_until_it_is_resumed() {
+        let consistent_from = Ts::new(1, 1);
+        let paused = Phase::Live { consistent_from }.next(Event::Pause).unwrap();
+        assert_eq!(paused.after_restart(), paused);
+        assert!(paused.next(Event::CaughtUp).is_err());
+        assert_eq!(paused.next(Event::Resume), Ok(Phase::CatchingUp { consistent_from }));
+        assert!(Phase::Copying.next(Event::Pause).is_err());
     }
 
     #[test]

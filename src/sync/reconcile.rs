@@ -6,18 +6,18 @@ use std::collections::HashMap;
 use bson::Uuid;
 
 use super::context::{Context, Interrupted};
-use super::phase::Phase;
-use crate::copy::CollectionProgress;
+use crate::copy::{CollectionProgress, ProgressStore};
 use crate::namespace::Namespace;
 use crate::stop::Stop;
 
-/// Looks every collection up by its UUID on the target, and notes its name there, or that it is gone.
+/// Looks every collection up by its UUID on the target, and notes its name there, or that it is gone. Returns those
+/// that are gone, by their UUID on the source.
 ///
 /// # Errors
 /// [`Interrupted`].
-pub(super) async fn names(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+pub(super) async fn names(context: &Context, stop: &Stop) -> Result<Vec<Uuid>, Interrupted> {
     if context.catalogue.read().collections.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let mut found: HashMap<Uuid, Namespace> = HashMap::new();
     for database in context.definer.databases(stop).await? {
@@ -42,17 +42,24 @@ pub(super) async fn names(context: &Context, stop: &Stop) -> Result<(), Interrup
         gone
     });
     if gone.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let names: Vec<&str> = gone.iter().map(|(_, name)| name.as_str()).collect();
     tracing::info!(collections = names.join(", "), "no longer on the target");
-    if context.records.get().phase == Phase::Copying {
-        // They are made anew, so they are copied from the beginning.
-        let progress = super::copying::open_progress(context)?;
-        for (uuid, _) in &gone {
-            progress.advance(*uuid, CollectionProgress::default())?;
-        }
-        progress.save()?;
+    Ok(gone.into_iter().map(|(uuid, _)| uuid).collect())
+}
+
+/// As [`names`], for a copy that goes on: what is gone is made anew, so it is copied from the beginning.
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) async fn names_of_copy(
+    context: &Context,
+    progress: &ProgressStore,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    for uuid in names(context, stop).await? {
+        progress.advance(uuid, CollectionProgress::default())?;
     }
-    Ok(())
+    Ok(progress.save()?)
 }

@@ -37,6 +37,8 @@ pub struct Record {
     pub intent: Option<Ts>,
     /// Fingerprint of the selection and of the renaming that the target was made with.
     pub selection: String,
+    /// Fingerprint of the renaming alone.
+    pub renames: String,
     /// Counters.
     pub totals: Totals,
 }

@@ -128,7 +128,7 @@ async fn take(
     loop {
         let consumed = *shared.consumed();
         // The entry to read from stays, so that a restart need not ask the source for it; unless space is short.
-        let before = Ts::new(consumed.t, consumed.i.saturating_sub(1));
+        let before = consumed.just_before();
         for through in [before, consumed] {
             tokio::task::block_in_place(|| writer.discard_through(through))
                 .map_err(Stopped::Failed)?;

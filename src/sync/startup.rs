@@ -8,14 +8,15 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
+use super::copying;
 use super::deltas::Counter;
+use super::divergence::desk::Desk;
 use super::phase::Phase;
 use super::preflight::{self, Check, Verdict};
 use super::record::{Record, RecordStore, Totals};
 use super::standing::Standing;
 use super::tuning::{InForce, Tuning};
 use super::watch;
-use super::{copying, reconcile};
 use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
@@ -118,6 +119,7 @@ pub async fn start(
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
         settled: Arc::default(),
+        desk: Desk::default(),
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
@@ -126,7 +128,6 @@ pub async fn start(
         catalogue,
         board,
     };
-    reconcile::names(&context, stop).await?;
     note(&directory, "started", &context)?;
     watch_over(&context, &asking, &mut tasks, stop);
     let held = Held { target: asking, owner, generation, stop: stop.clone(), tasks, _lock: lock };
@@ -228,6 +229,7 @@ fn show_deployments(board: &StatusBoard, source: &ServerFacts, target: &ServerFa
 
 fn open_record(config: &Config) -> Result<RecordStore, Exit> {
     let selection = config.sync.selection.fingerprint();
+    let renames = config.sync.selection.rename_fingerprint();
     let fresh = || Record {
         instance: bson::Uuid::new().to_string(),
         phase: Phase::Copying,
@@ -235,17 +237,17 @@ fn open_record(config: &Config) -> Result<RecordStore, Exit> {
         resume: None,
         intent: None,
         selection: selection.clone(),
+        renames: renames.clone(),
         totals: Totals::default(),
     };
     let records = RecordStore::open(&config.state.directory, fresh)?;
     let record = records.get();
-    if record.selection != selection {
-        if record.resume.is_some() {
-            let text = "sync.include, sync.exclude or sync.rename differ from what the target was \
-                        made with; set them back, or remove the state directory and copy anew";
-            return Err(Exit::new(Code::Config, text));
-        }
-        records.change(|record| record.selection = selection)?;
+    // Nothing has been written for another selection; otherwise the change is taken over when the replay goes on.
+    if record.resume.is_none() {
+        records.change(|record| {
+            record.selection = selection;
+            record.renames = renames;
+        })?;
     }
     Ok(records)
 }
@@ -339,6 +341,8 @@ fn watch_over(
         source: context.source.clone(),
         target: asking.clone(),
         store: context.catalogue.clone(),
+        records: context.records.clone(),
+        desk: context.desk.clone(),
         settled: context.settled.clone(),
         tuning: context.tuning.clone(),
         board: context.board.clone(),

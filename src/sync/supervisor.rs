@@ -6,16 +6,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
-use super::copying;
 use super::feed::Feed;
 use super::following::Follower;
 use super::phase::{Event, Phase};
-use super::spooling::Spooler;
-use super::{reload, startup};
+use super::resync::{self, kept, lost};
+use super::{commands, copying, mending, pausing, reconcile, reload, reselecting, startup};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
-use crate::http::control::{Command, Control, Refusal};
-use crate::position::Ts;
+use crate::http::control::{Command, Control};
+use crate::position::OpTime;
+use crate::source::tail::{self, TailError};
 use crate::status::{State, StatusBoard};
 use crate::stop::Stop;
 use crate::systemd::{self, Heartbeat, Signals};
@@ -51,10 +51,13 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
     };
     let (context, held) = match started {
         Ok(started) => started,
-        Err(Interrupted::Stop) => return Ok(()),
+        Err(Interrupted::Stop | Interrupted::Again) => return Ok(()),
         Err(Interrupted::Exit(exit)) => return Err(exit),
         Err(Interrupted::Halt { reason, remedy }) => {
             return Err(Exit::new(Code::Config, format!("{reason}; {remedy}")));
+        }
+        Err(Interrupted::Lost(what) | Interrupted::Diverged { what, .. }) => {
+            return Err(Exit::new(Code::Config, what));
         }
     };
     systemd::ready();
@@ -132,42 +135,110 @@ async fn work(
         status.totals.windows = record.totals.windows;
     });
     context.show(&phase);
+    if let Some(resume) = record.resume.filter(|_| record.phase.consistent_from().is_some()) {
+        context.standing.resumes_at(resume);
+    }
+    kept::show(context);
     loop {
-        let interrupted = match context.records.get().phase {
-            Phase::Halted { .. } => wait_for_person(context, commands, stop).await,
-            phase => {
-                let mut act = std::pin::pin!(act(context, phase, stop));
-                loop {
-                    tokio::select! {
-                        interrupted = &mut act => break interrupted,
-                        Some(command) = commands.recv() => refuse(context, command),
-                    }
+        let act_stop = stop.child();
+        let (interrupted, command) = {
+            let mut act = std::pin::pin!(act(context, &act_stop));
+            tokio::select! {
+                interrupted = &mut act => (interrupted, None),
+                command = next_command(context, commands) => {
+                    act_stop.request();
+                    (act.await, command)
                 }
             }
         };
-        match interrupted {
-            None => {}
-            Some(Interrupted::Stop) => return Ok(()),
-            Some(Interrupted::Exit(exit)) => return Err(exit),
-            Some(Interrupted::Halt { reason, remedy }) => {
-                if let Err(Interrupted::Exit(exit)) = context.happen(Event::Halt { reason, remedy })
-                {
-                    return Err(exit);
-                }
+        if let Some(interrupted) = interrupted
+            && let Some(outcome) = after(context, interrupted, stop).await
+        {
+            return outcome;
+        }
+        if let Some(command) = command
+            && let Err(interrupted) = commands::carry_out(context, command, stop).await
+            && let Some(outcome) = after(context, interrupted, stop).await
+        {
+            return outcome;
+        }
+    }
+}
+
+/// The next wish that makes sense; others are refused while the work goes on. `None` never comes while anybody may ask.
+async fn next_command(
+    context: &Context,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Option<Command> {
+    loop {
+        let command = match commands.recv().await {
+            Some(command) => command,
+            None => std::future::pending().await,
+        };
+        match commands::check(context, &command.wish) {
+            Ok(()) => return Some(command),
+            Err(refusal) => commands::answer(command.reply, Err(refusal)),
+        }
+    }
+}
+
+/// What an interruption comes to: the end of the work, or nothing if it goes on from what is durable.
+async fn after(
+    context: &Context,
+    mut interrupted: Interrupted,
+    stop: &Stop,
+) -> Option<Result<(), Exit>> {
+    loop {
+        let next = match interrupted {
+            Interrupted::Stop => return stop.is_requested().then_some(Ok(())),
+            Interrupted::Exit(exit) => return Some(Err(exit)),
+            Interrupted::Again => return None,
+            Interrupted::Diverged { what, .. } => Err(Interrupted::Halt {
+                reason: format!("source and target have diverged: {what}"),
+                remedy: "find out what else writes to the target, then `snapsync resume`".into(),
+            }),
+            Interrupted::Halt { reason, remedy } => {
+                context.happen(Event::Halt { reason, remedy }).map(drop)
             }
+            Interrupted::Lost(reason) => match context.records.get().phase {
+                Phase::Copying => copying::start_over(context, &reason, stop).await,
+                _ => lost::everything_again(context, &reason, stop).await,
+            },
+        };
+        match next {
+            Ok(()) => return None,
+            Err(another) => interrupted = another,
         }
     }
 }
 
 /// One act; `None` when it came to its end and the next one follows.
-async fn act(context: &Context, phase: Phase, stop: &Stop) -> Option<Interrupted> {
-    match phase {
+async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
+    match context.records.get().phase {
         Phase::Copying => copy(context, stop).await.err(),
-        _ => match feed(context, stop) {
-            Ok(feed) => Some(Box::pin(Follower::new(context.clone()).run(feed, stop)).await),
-            Err(interrupted) => Some(interrupted),
-        },
+        Phase::Halted { .. } => {
+            stop.requested().await;
+            Some(Interrupted::Stop)
+        }
+        Phase::Paused { .. } => Some(match feed(context, stop).await {
+            Ok(feed) => pausing::pause(context, feed, stop).await,
+            Err(interrupted) => interrupted,
+        }),
+        Phase::CatchingUp { .. } | Phase::Live { .. } => Some(match prepare(context, stop).await {
+            Ok(feed) => Box::pin(Follower::new(context.clone()).run(feed, stop)).await,
+            Err(interrupted) => interrupted,
+        }),
     }
+}
+
+/// What has to be in order before the replay goes on.
+async fn prepare(context: &Context, stop: &Stop) -> Result<Feed, Interrupted> {
+    reselecting::take_over(context, stop).await?;
+    mending::clear_broken_run(context, stop).await?;
+    // What is gone shows when the lists are compared.
+    let _gone = reconcile::names(context, stop).await?;
+    resync::finish_swap(context, stop).await?;
+    feed(context, stop).await
 }
 
 async fn copy(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
@@ -180,55 +251,39 @@ async fn copy(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
 }
 
 /// Where the entries after the resume point come from: the spool, as long as it holds some that the source may not have
-/// any more, and until the catch-up with the copy is over.
-fn feed(context: &Context, stop: &Stop) -> Result<Feed, Interrupted> {
-    let resume = context.records.get().resume.unwrap_or_default();
-    let writer = copying::open_spool(context)?;
-    if writer.durable_end().is_none() && context.catalogue.read().indexes_built {
+/// any more, and as long as anybody reads it again.
+async fn feed(context: &Context, stop: &Stop) -> Result<Feed, Interrupted> {
+    let main = context.records.get().resume.unwrap_or_default().read_from;
+    let from = reads_from(context, main, stop).await?;
+    let has_spooled = copying::open_spool(context, from)?.durable_end().is_some();
+    let (paused, direct) = {
+        let catalogue = context.catalogue.read();
+        let paused = context.board.state() == State::Paused;
+        (paused, catalogue.indexes_built && !catalogue.repair.is_busy())
+    };
+    if direct && !has_spooled && !paused {
         let source = context.source.clone();
-        let reader = crate::source::reader::Reader::start(source, resume.read_from, stop);
-        return Ok(Feed::Direct(reader));
+        return Ok(Feed::Direct(crate::source::reader::Reader::start(source, main, stop)));
     }
-    // Readers begin after a timestamp; nothing lies between this one and the entry to read from.
-    let from = resume.read_from.ts;
-    let reader = writer.reader(Ts::new(from.t, from.i.saturating_sub(1)));
-    let spooler = Spooler::start(context.source.clone(), writer, resume.read_from, stop);
-    Ok(Feed::Spooled { spooler, reader })
+    Feed::spooled(context, from, stop)
 }
 
-async fn wait_for_person(
-    context: &Context,
-    commands: &mut mpsc::Receiver<Command>,
-    stop: &Stop,
-) -> Option<Interrupted> {
-    loop {
-        let command = tokio::select! {
-            () = stop.requested() => return Some(Interrupted::Stop),
-            command = commands.recv() => command?,
-        };
-        match command {
-            Command::Resume { reply } => {
-                let resumed = context.happen(Event::Resume);
-                answer(reply, Ok(()));
-                return resumed.err();
-            }
-            Command::Pause { reply } => {
-                answer(reply, Err(Refusal::wrong_state("halted already")));
-            }
+/// Where reading begins: a run of a resync may need older entries than the main replay. If nobody has them any more, it
+/// is given up.
+async fn reads_from(context: &Context, main: OpTime, stop: &Stop) -> Result<OpTime, Interrupted> {
+    if context.catalogue.read().repair.run.is_none() {
+        return Ok(main);
+    }
+    if let Some(run) = resync::reads_from(context)? {
+        if run >= main || copying::is_spooled(context, run)? {
+            return Ok(main.min(run));
+        }
+        match tail::check_held(&context.source, run).await {
+            Err(TailError::Lost { .. }) => {}
+            // Another failure shows again when it is read.
+            _ => return Ok(run),
         }
     }
-}
-
-fn refuse(context: &Context, command: Command) {
-    let state = context.board.state();
-    let (reply, text) = match command {
-        Command::Pause { reply } => (reply, "pause is not available in this version".to_owned()),
-        Command::Resume { reply } => (reply, format!("nothing to resume: the state is {state}")),
-    };
-    answer(reply, Err(Refusal::wrong_state(text)));
-}
-
-/// Whoever asked may have gone.
-fn answer(reply: crate::http::control::Reply, result: Result<(), Refusal>) {
-    let _gone = reply.send(result);
+    resync::give_up(context, stop).await?;
+    Ok(main)
 }

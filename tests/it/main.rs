@@ -22,6 +22,7 @@ mod outages;
 mod overlap;
 mod reading;
 mod refusals;
+mod repair;
 mod restarts;
 mod scenario;
 mod selecting;

@@ -159,14 +159,14 @@ async fn oldest_entry(source: &ReplicaSet) -> Timestamp {
 }
 
 /// 5 MB, and cut soon after: the server cuts only what lies before its last periodic checkpoint.
-fn short_oplog() -> ReplicaSetOptions {
+pub(crate) fn short_oplog() -> ReplicaSetOptions {
     let mut options = ReplicaSetOptions::default().oplog_mb(5);
     options.args.extend(["--syncdelay", "1"].map(str::to_owned));
     options.parameter("minSnapshotHistoryWindowInSeconds=0")
 }
 
 /// Writes to `noise.large` until the oplog no longer holds the entry at `past`.
-async fn cut_oplog(source: &ReplicaSet, past: Timestamp) {
+pub(crate) async fn cut_oplog(source: &ReplicaSet, past: Timestamp) {
     let noise = source.client().database("noise").collection::<Document>("large");
     let megabyte = "x".repeat(1 << 20);
     wait_for("the oplog to be cut", Duration::from_secs(90), || async {
@@ -187,42 +187,6 @@ async fn cut_oplog(source: &ReplicaSet, past: Timestamp) {
 fn rand_number() -> i64 {
     static NEXT: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_oplog_cut_while_the_daemon_was_down_halts_for_good() {
-    let source = short_oplog();
-    let Pair { source, target } = Pair::with(source, ReplicaSetOptions::default()).await;
-    let orders = source.client().database("shop").collection::<Document>("orders");
-    orders.insert_one(doc! {"_id": 1}).await.unwrap();
-    let options = DaemonOptions::new(&source, &target).toml(BRIEF);
-    let mut daemon = Daemon::start(options.toml("[sync]\nexclude = [\"noise\"]"));
-    let status = daemon.wait_state("live").await;
-    assert_eq!(daemon.get("/health/ready").await.unwrap().status, 200);
-    daemon.terminate().await;
-    cut_oplog(&source, resume_point(&status)).await;
-    orders.insert_one(doc! {"_id": 2}).await.unwrap();
-    daemon.restart();
-    for _ in 0..2 {
-        let status = daemon.wait_state("halted").await;
-        let reason = status["reason"].as_str().unwrap();
-        assert!(reason.contains("no longer in the source's oplog"), "{reason}");
-        assert!(reason.contains("copy anew"), "no remedy: {reason}");
-        let ready = daemon.get("/health/ready").await.unwrap();
-        assert_eq!(ready.status, 503);
-        assert!(ready.body.contains("no longer in the source's oplog"), "{}", ready.body);
-        assert_eq!(daemon.get("/health/live").await.unwrap().status, 200);
-        // It stays, and stays halted, over a crash too.
-        daemon.kill9();
-        daemon.restart();
-    }
-    daemon.wait_state("halted").await;
-    let ours = target.client().database("shop").collection::<Document>("orders");
-    assert_eq!(ours.count_documents(doc! {}).await.unwrap(), 1, "halted, and yet it writes");
-    assert!(daemon.ended().is_none());
-    // A person who says that it is mended, when it is not, changes nothing.
-    assert_eq!(daemon.post("/resume", &serde_json::json!({})).await.unwrap().status, 200);
-    daemon.wait_state("halted").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

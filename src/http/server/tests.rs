@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::http::client::{self, ClientError};
+use crate::http::control::Wish;
 use crate::http::control::{Command, Refusal};
 use crate::status::State;
 
@@ -40,17 +41,13 @@ async fn start(token: Option<&str>) -> Running {
 
 impl Running {
     /// Answers every wish with `answer`, and notes what was wished.
-    fn answering(&mut self, answer: Result<(), Refusal>) -> mpsc::Receiver<&'static str> {
+    fn answering(&mut self, answer: Result<(), Refusal>) -> mpsc::Receiver<Wish> {
         let mut commands = self.commands.take().unwrap();
         let (sender, wishes) = mpsc::channel(8);
         tokio::spawn(async move {
             while let Some(command) = commands.recv().await {
-                let (wish, reply) = match command {
-                    Command::Pause { reply } => ("pause", reply),
-                    Command::Resume { reply } => ("resume", reply),
-                };
-                sender.send(wish).await.unwrap();
-                reply.send(answer.clone()).unwrap();
+                sender.send(command.wish).await.unwrap();
+                command.reply.send(answer.clone()).unwrap();
             }
         });
         wishes
@@ -129,9 +126,9 @@ async fn a_token_is_wanted_over_tcp_and_not_on_the_socket() {
     assert_eq!(running.tcp(&with).await.0, 200);
 
     client::post(&running.socket, "/pause", None).await.unwrap();
-    assert_eq!(wishes.recv().await, Some("pause"));
+    assert_eq!(wishes.recv().await, Some(Wish::Pause));
     client::post(&running.socket, "/resume", Some(&json!({}))).await.unwrap();
-    assert_eq!(wishes.recv().await, Some("resume"));
+    assert_eq!(wishes.recv().await, Some(Wish::Resume));
 }
 
 #[tokio::test]
@@ -156,7 +153,7 @@ async fn a_post_over_tcp_is_guarded() {
     assert!(wishes.try_recv().is_err(), "none of these may reach the daemon");
     assert_eq!(send(format!("HOST\n{token}{json}"), "{}").await, 200);
     assert_eq!(send(format!("HOST\n{token}"), "").await, 200);
-    assert_eq!(wishes.recv().await, Some("pause"));
+    assert_eq!(wishes.recv().await, Some(Wish::Pause));
 }
 
 #[tokio::test]
