@@ -1,7 +1,7 @@
 # PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
 PROFILE ?= release
 
-.PHONY: build test lint mongod demo bench deny
+.PHONY: build test lint mongod demo bench deny deb tarball
 
 build:
 	cargo build --locked --profile $(PROFILE)
@@ -29,3 +29,10 @@ bench: mongod
 
 deny:
 	cargo deny --offline check licenses bans sources
+
+# Both print the path of what they made.
+deb:
+	@PROFILE=$(PROFILE) scripts/package.sh deb
+
+tarball:
+	@PROFILE=$(PROFILE) scripts/package.sh tarball

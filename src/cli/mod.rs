@@ -9,7 +9,7 @@ pub mod status;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Inputs;
 use crate::exit::{Code, Exit};
@@ -79,6 +79,12 @@ enum Command {
 fn assignment(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write it as section.key=value")?;
     Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// The arguments as a value, for man pages and shell completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// The program, from its arguments to its exit code.
