@@ -66,7 +66,7 @@ tarball() {
   cp "$stage/bin/snapsync" "$folder/bin/"
   cp "$stage"/man/* "$folder/man/"
   cp "$stage"/completions/* "$folder/completions/"
-  cp systemd/* packaging/debian/snapsync.sysusers "$folder/systemd/"
+  cp systemd/* packaging/debian/snapsync.sysusers packaging/snapsync.catalog "$folder/systemd/"
   cp LICENSE README.md CHANGELOG.md docs/*.md "$stage/doc/NOTICES.gz" "$folder/doc/"
   cp packaging/snapsync.toml docs/snapsync.example.toml "$folder/doc/examples/"
   tar -C "$stage/tree" --sort=name --owner=0 --group=0 --numeric-owner -czf "$stage/$name.tar.gz" "$name"

@@ -96,3 +96,18 @@ fn everything_has_a_manual_page_and_completions() {
     }
     assert!(text("doc/NOTICES".into()).contains("mongodb 3."), "libraries without their licences");
 }
+
+/// Every kind of event is documented, and what the catalog explains are kinds of events.
+#[test]
+fn events_are_documented_and_explained() {
+    let (documented, catalog) = (read("docs/journal.md"), read("packaging/snapsync.catalog"));
+    let ids: Vec<&str> = snapsync::telemetry::kinds::KINDS.iter().map(|(_, id)| *id).collect();
+    for id in &ids {
+        assert!(documented.contains(&format!("| `{id}` |")), "docs/journal.md lacks {id}");
+        assert_eq!(ids.iter().filter(|other| *other == id).count(), 1, "{id} is used twice");
+    }
+    let explained: Vec<&str> =
+        catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
+    assert!(explained.len() > 8, "{explained:?}");
+    assert!(explained.iter().all(|id| ids.contains(id)), "{explained:?}");
+}

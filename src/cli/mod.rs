@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Inputs;
 use crate::exit::{Code, Exit};
+use crate::telemetry::logging;
 
 /// Keeps one MongoDB deployment equal to another while the first one is live.
 #[derive(Debug, Parser)]
@@ -180,7 +181,11 @@ fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit
 
 #[expect(clippy::print_stderr, reason = "the last words of a command")]
 fn fail(exit: &Exit) -> ExitCode {
-    eprintln!("snapsync: {exit}");
+    // The journal takes a number before a line for its priority; without one it would be mere information.
+    let priority = if logging::stderr_is_the_journal() { "<3>" } else { "" };
+    for line in format!("snapsync: {exit}").lines() {
+        eprintln!("{priority}{line}");
+    }
     exit.code.into()
 }
 
