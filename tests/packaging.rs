@@ -111,3 +111,42 @@ fn events_are_documented_and_explained() {
     assert!(explained.len() > 8, "{explained:?}");
     assert!(explained.iter().all(|id| ids.contains(id)), "{explained:?}");
 }
+
+/// The names of our metrics in an expression of Prometheus.
+fn metrics_in(expression: &str) -> Vec<&str> {
+    let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("snapsync_") || word.starts_with("process_")).collect()
+}
+
+fn assert_documented(place: &str, expression: &str) {
+    let documented = read("docs/metrics.md");
+    let names = metrics_in(expression);
+    assert!(!names.is_empty(), "{place}: {expression} asks for no metric");
+    for name in names {
+        assert!(documented.contains(&format!("| `{name}` |")), "{place}: there is no {name}");
+    }
+}
+
+#[test]
+fn alert_rules_and_dashboard_ask_for_metrics_that_exist() {
+    let rules: serde_yaml_ng::Value =
+        serde_yaml_ng::from_str(&read("packaging/prometheus/alerts.yml")).unwrap();
+    let rules = rules["groups"][0]["rules"].as_sequence().unwrap();
+    assert!(rules.len() > 5);
+    for rule in rules {
+        let name = rule["alert"].as_str().unwrap();
+        assert!(rule["annotations"]["summary"].is_string(), "{name} has no summary");
+        assert!(rule["labels"]["severity"].is_string(), "{name} has no severity");
+        assert_documented(name, rule["expr"].as_str().unwrap());
+    }
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("packaging/prometheus/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 5);
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap();
+        for target in panel["targets"].as_array().unwrap() {
+            assert_documented(title, target["expr"].as_str().unwrap());
+        }
+    }
+}

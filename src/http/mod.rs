@@ -5,5 +5,6 @@
 pub mod client;
 pub mod control;
 mod guard;
+mod metrics;
 mod routes;
 pub mod server;

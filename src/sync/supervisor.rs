@@ -111,7 +111,8 @@ fn show_systemd(board: &StatusBoard, stop: &Stop) {
             let (done, total) = (copy.documents, copy.documents_total);
             format!("copying: {done} of {total} documents")
         }
-        (_, state) => format!("{state}{lag}, delta {}", status.total_delta),
+        (Some(reason), state) => format!("{state}{lag}; {reason}"),
+        (None, state) => format!("{state}{lag}, delta {}", status.total_delta),
     };
     systemd::status(&text);
 }

@@ -15,7 +15,7 @@ pub struct Counters {
     target_retries: AtomicU64,
     spool_bytes: AtomicU64,
     spool_bytes_max: AtomicU64,
-    read_to: AtomicU32,
+    spooled_to: AtomicU32,
     log_dropped: AtomicU64,
 }
 
@@ -26,7 +26,7 @@ impl Counters {
             target_retries: AtomicU64::new(0),
             spool_bytes: AtomicU64::new(0),
             spool_bytes_max: AtomicU64::new(0),
-            read_to: AtomicU32::new(0),
+            spooled_to: AtomicU32::new(0),
             log_dropped: AtomicU64::new(0),
         }
     }
@@ -72,14 +72,14 @@ impl Counters {
         (self.spool_bytes.load(Ordering::Relaxed), self.spool_bytes_max.load(Ordering::Relaxed))
     }
 
-    /// The source's oplog has been read up to the entry of this second.
-    pub fn read_to(&self, second: u32) {
-        self.read_to.store(second, Ordering::Relaxed);
+    /// The source's oplog is durable in the spool up to the entry of this second.
+    pub fn spooled(&self, second: u32) {
+        self.spooled_to.store(second, Ordering::Relaxed);
     }
 
-    /// The second of the last entry read; `None` before the first one.
+    /// The second of the last entry in the spool; `None` before the first one.
     #[must_use]
-    pub fn reads_at(&self) -> Option<u32> {
-        Some(self.read_to.load(Ordering::Relaxed)).filter(|second| *second > 0)
+    pub fn spooled_to(&self) -> Option<u32> {
+        Some(self.spooled_to.load(Ordering::Relaxed)).filter(|second| *second > 0)
     }
 }
