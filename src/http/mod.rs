@@ -6,5 +6,6 @@ pub mod client;
 pub mod control;
 mod guard;
 mod metrics;
+mod page;
 mod routes;
 pub mod server;

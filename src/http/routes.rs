@@ -34,6 +34,7 @@ struct Api {
 /// All routes, guarded as the door wants it.
 pub(super) fn router(board: StatusBoard, control: Control, door: Door) -> Router {
     Router::new()
+        .route("/", get(super::page::page))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/health/live", get(live))
