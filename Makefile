@@ -1,7 +1,7 @@
 # PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
 PROFILE ?= release
 
-.PHONY: build test lint mongod demo bench deny
+.PHONY: build test lint mongod demo bench deny deb tarball test-browser test-systemd
 
 build:
 	cargo build --locked --profile $(PROFILE)
@@ -9,6 +9,14 @@ build:
 # SNAPSYNC_MONGOD, or a mongod on PATH, is used instead of a fetched one if it is there.
 test: mongod
 	cargo test --locked
+
+# Wants chromium and chromedriver.
+test-browser: mongod
+	cargo test --locked --test browser
+
+# Wants root, and boots a Debian of its own; the first time it fetches one.
+test-systemd: mongod
+	cargo test --locked --test systemd -- --nocapture
 
 lint:
 	cargo fmt --check
@@ -29,3 +37,10 @@ bench: mongod
 
 deny:
 	cargo deny --offline check licenses bans sources
+
+# Both print the path of what they made.
+deb:
+	@PROFILE=$(PROFILE) scripts/package.sh deb
+
+tarball:
+	@PROFILE=$(PROFILE) scripts/package.sh tarball

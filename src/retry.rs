@@ -9,6 +9,8 @@ use backon::BackoffBuilder;
 
 use crate::mongo::{Error, Side};
 use crate::stop::Stop;
+use crate::telemetry::counters::COUNTERS;
+use crate::telemetry::events;
 
 /// Why something that waits came back without its result.
 #[derive(Debug)]
@@ -85,10 +87,10 @@ impl Outage {
     /// One more failure.
     pub fn report(&self, error: &Error) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed);
-        if failures < QUIET_FAILURES {
-            tracing::info!(side = %self.side, "waiting for the {}: {error}", self.side);
-        } else if failures % LOG_EVERY == QUIET_FAILURES {
-            tracing::warn!(side = %self.side, "still waiting for the {}: {error}", self.side);
+        COUNTERS.retried(self.side);
+        let is_ordinary = failures < QUIET_FAILURES;
+        if is_ordinary || failures % LOG_EVERY == QUIET_FAILURES {
+            events::unreachable(self.side, failures + 1, is_ordinary, &error.to_string());
         }
     }
 }
@@ -97,7 +99,7 @@ impl Drop for Outage {
     fn drop(&mut self) {
         let failures = self.failures.load(Ordering::Relaxed);
         if failures > 0 && !std::thread::panicking() {
-            tracing::info!(side = %self.side, failures, "no longer waiting for the {}", self.side);
+            events::reachable_again(self.side, failures);
         }
     }
 }

@@ -10,11 +10,12 @@ mod wishes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Inputs;
 use crate::exit::{Code, Exit};
 use crate::http::control::Wish;
+use crate::telemetry::logging;
 
 /// Keeps one MongoDB deployment equal to another while the first one is live.
 #[derive(Debug, Parser)]
@@ -126,6 +127,12 @@ fn assignment(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
+/// The arguments as a value, for man pages and shell completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// The program, from its arguments to its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -226,7 +233,11 @@ fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit
 
 #[expect(clippy::print_stderr, reason = "the last words of a command")]
 fn fail(exit: &Exit) -> ExitCode {
-    eprintln!("snapsync: {exit}");
+    // The journal takes a number before a line for its priority; without one it would be mere information.
+    let priority = if logging::stderr_is_the_journal() { "<3>" } else { "" };
+    for line in format!("snapsync: {exit}").lines() {
+        eprintln!("{priority}{line}");
+    }
     exit.code.into()
 }
 

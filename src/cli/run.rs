@@ -6,7 +6,7 @@ use super::{block_on, fail};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::sync::supervisor;
-use crate::telemetry::logging;
+use crate::telemetry::{events, logging};
 
 pub(super) fn run(inputs: Inputs) -> ExitCode {
     let loaded = match Config::load(&inputs) {
@@ -28,7 +28,7 @@ pub(super) fn run(inputs: Inputs) -> ExitCode {
     match block_on(supervisor::run(loaded.config, inputs, &logs)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            tracing::error!(code = exit.code as u8, "{exit}");
+            events::failed(&exit);
             exit.code.into()
         }
     }

@@ -1,12 +1,13 @@
 //! From settings to a [`Config`]: what no single value can show. Connection strings from files and credentials, paths
 //! that depend on systemd, and values that do not fit together.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigErrors, Origin, Problem};
-use super::layers::{self, Inputs, Layered, Settings, unreadable};
+use super::layers::{self, DEFAULT_FILE, Inputs, Layered, Settings, unreadable};
 use super::secret::{Secret, Uri};
 use super::uris::{SOURCE, TARGET, check_two_deployments, resolve_uri};
 use super::value::Value;
@@ -82,8 +83,20 @@ pub fn control_sockets(inputs: &Inputs) -> Result<Vec<PathBuf>, ConfigErrors> {
     let state = state_directory(inputs, &layered.settings);
     let runtime = inputs.systemd_directory("RUNTIME_DIRECTORY").map(|path| path.join(SOCKET_NAME));
     let mut sockets: Vec<_> = runtime.into_iter().collect();
-    sockets.extend([PathBuf::from(UNIT_SOCKET), state.join(SOCKET_NAME)]);
+    sockets.push(unit_socket(&inputs.file));
+    sockets.push(state.join(SOCKET_NAME));
     Ok(sockets)
+}
+
+/// Where the unit of this file has its socket: `snapsync@NAME.service` reads `NAME.toml` beside the default file.
+fn unit_socket(file: &Path) -> PathBuf {
+    let default = Path::new(DEFAULT_FILE);
+    match file.file_stem().and_then(OsStr::to_str) {
+        Some(name) if file.parent() == default.parent() && file != default => {
+            PathBuf::from(format!("/run/snapsync-{name}/{SOCKET_NAME}"))
+        }
+        _ => PathBuf::from(UNIT_SOCKET),
+    }
 }
 
 fn check_availability(layered: &mut Layered) {
@@ -350,6 +363,15 @@ mod tests {
         assert_eq!(sockets(&fixture), ["/r/control.sock".into(), unit, state]);
         let fixture = fixture.set("control.socket", "/own.sock");
         assert_eq!(sockets(&fixture), [PathBuf::from("/own.sock")]);
+    }
+
+    /// A command meant for one migration must never reach the daemon of another.
+    #[test]
+    fn an_instance_of_the_unit_has_a_socket_of_its_own() {
+        let socket = |file: &str| unit_socket(Path::new(file)).display().to_string();
+        assert_eq!(socket("/etc/snapsync/snapsync.toml"), UNIT_SOCKET);
+        assert_eq!(socket("/etc/snapsync/shop.toml"), "/run/snapsync-shop/control.sock");
+        assert_eq!(socket("/home/me/shop.toml"), UNIT_SOCKET);
     }
 
     #[test]

@@ -79,9 +79,12 @@ pub(super) fn resolve_uri(inputs: &Inputs, side: &Side, layered: &mut Layered) -
     }
 }
 
+/// The file of a credential. An empty line counts as none: it is the unit's stand-in where nothing is configured.
 fn credential(inputs: &Inputs, side: &Side) -> Option<PathBuf> {
     let path = inputs.credentials_directory.as_ref()?.join(side.credential);
-    path.exists().then_some(path)
+    // What is there and cannot be read is an error when it is read again.
+    let empty = fs::read_to_string(&path).is_ok_and(|text| text.trim().is_empty());
+    (path.exists() && !empty).then_some(path)
 }
 
 fn no_uri(inputs: &Inputs, side: &Side, file_found: bool) -> String {
@@ -182,6 +185,17 @@ pub(super) mod tests {
         assert!(line("target.uri").origin.ends_with("credentials/target-uri"));
         let config = fixture.env("SNAPSYNC__TARGET__URI", "mongodb://from-environment").load();
         assert_eq!(config.target.uri.expose(), "mongodb://from-environment");
+    }
+
+    /// The unit gives empty credentials where an administrator has made no files for them.
+    #[test]
+    fn an_empty_credential_is_none() {
+        let fixture = Fixture::new("[source]\nuri = \"mongodb://a\"\n");
+        fixture.write("credentials/source-uri", "\n");
+        fixture.write("credentials/target-uri", "\n");
+        assert!(fixture.errors().contains("there is no connection string for the target"));
+        fixture.write("credentials/target-uri", "mongodb://b");
+        assert_eq!(fixture.load().target.uri.expose(), "mongodb://b");
     }
 
     #[test]

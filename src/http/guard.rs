@@ -1,8 +1,8 @@
 //! Who may ask what. Pure: headers in, verdict out.
 //!
 //! - The unix socket: whoever may open it may do everything.
-//! - TCP: with a token, every request but `/health/*` wants it. Without one, reading is free and nothing can be
-//!   changed.
+//! - TCP: with a token, every request but `/health/*` and the empty page `/` wants it. Without one, reading is free and
+//!   nothing can be changed.
 //!   What changes something must also not look like a page in somebody's browser: JSON, a known `Host`, no foreign
 //!   `Origin`. That holds even if a token leaks into a browser.
 
@@ -50,7 +50,8 @@ impl Door {
         has_body: bool,
     ) -> Result<(), Denied> {
         let Self::Tcp { listen, address, token } = self else { return Ok(()) };
-        if path.starts_with("/health/") {
+        // The page itself says nothing, and a browser cannot send a token with its first request: the page asks for it.
+        if path.starts_with("/health/") || (path == "/" && method.is_safe()) {
             return Ok(());
         }
         match token {
@@ -200,10 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn with_a_token_only_health_is_free() {
+    fn with_a_token_only_health_and_the_empty_page_are_free() {
         let door = loopback();
         assert_eq!(get(&door, "/health/ready", &[]), 200);
-        for path in ["/status", "/health", "/healthy", "/", "/nowhere"] {
+        assert_eq!(get(&door, "/", &[]), 200);
+        for path in ["/status", "/metrics", "/health", "/healthy", "//", "/nowhere"] {
             assert_eq!(get(&door, path, &[]), 401, "{path}");
         }
         assert_eq!(get(&door, "/status", &[TOKEN]), 200);

@@ -5,5 +5,7 @@
 pub mod client;
 pub mod control;
 mod guard;
+mod metrics;
+mod page;
 mod routes;
 pub mod server;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -33,7 +35,9 @@ struct Api {
 /// All routes, guarded as the door wants it.
 pub(super) fn router(board: StatusBoard, control: Control, door: Door) -> Router {
     Router::new()
+        .route("/", get(super::page::page))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/pause", post(pause))
@@ -72,6 +76,11 @@ fn error(status: StatusCode, message: impl AsRef<str>) -> Response {
 
 async fn status(State(api): State<Api>) -> Json<Status> {
     Json(api.board.read())
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    let text = super::metrics::render(&api.board.read(), api.board.reserve());
+    ([(CONTENT_TYPE, super::metrics::CONTENT_TYPE)], text).into_response()
 }
 
 async fn live() -> Json<Value> {

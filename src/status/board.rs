@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use super::{LagFacts, Now, State, Status, WallTime, lag};
+use super::{LagFacts, Now, OplogReserve, State, Status, WallTime, lag};
 
 /// A cheap handle on the status: the sync room writes to it, everybody else reads. The lag is kept as facts and
 /// computed on reading, because it grows while nothing is written.
@@ -16,6 +16,7 @@ pub struct StatusBoard {
 struct Kept {
     status: Status,
     lag: LagFacts,
+    reserve: Option<OplogReserve>,
 }
 
 impl StatusBoard {
@@ -23,7 +24,8 @@ impl StatusBoard {
     #[must_use]
     pub fn new(version: impl Into<String>) -> Self {
         let status = Status::starting(version, WallTime::now());
-        Self { kept: Arc::new(RwLock::new(Kept { status, lag: LagFacts::default() })) }
+        let kept = Kept { status, lag: LagFacts::default(), reserve: None };
+        Self { kept: Arc::new(RwLock::new(kept)) }
     }
 
     /// Changes the status. `change` runs under the lock: it assigns, and does not compute or wait. What it writes to
@@ -53,7 +55,13 @@ impl StatusBoard {
     /// # Errors
     /// One sentence for `/health/ready`.
     pub fn ready(&self) -> Result<(), String> {
-        self.kept.read().unwrap_or_else(PoisonError::into_inner).status.ready()
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        match (kept.status.ready(), kept.reserve.and_then(|reserve| reserve.warning())) {
+            (Err(state), Some(warning)) if kept.status.reason.is_none() => {
+                Err(format!("{state}: {warning}"))
+            }
+            (ready, _) => ready,
+        }
     }
 
     /// The lag in seconds as of now.
@@ -66,7 +74,23 @@ impl StatusBoard {
     #[must_use]
     pub fn read(&self) -> Status {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        Status { lag_seconds: lag_now(&kept.lag), ..kept.status.clone() }
+        let mut status = Status { lag_seconds: lag_now(&kept.lag), ..kept.status.clone() };
+        // What is wrong already goes before what may go wrong.
+        if status.reason.is_none() {
+            status.reason = kept.reserve.and_then(|reserve| reserve.warning());
+        }
+        status
+    }
+
+    /// Notes how far the source's oplog still reaches. While that is too short, the status says so as its reason.
+    pub fn note_reserve(&self, reserve: OplogReserve) {
+        self.write().reserve = Some(reserve);
+    }
+
+    /// How far the source's oplog still reaches, once it is known.
+    #[must_use]
+    pub fn reserve(&self) -> Option<OplogReserve> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).reserve
     }
 
     // A panic inside `change` leaves a status that is old in part, never one that is unsound: go on with it.
@@ -97,6 +121,18 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(20));
         let second = board.lag_seconds().unwrap();
         assert!(second > first, "{second} after {first}");
+    }
+
+    #[test]
+    fn a_short_oplog_is_the_reason_unless_there_is_a_worse_one() {
+        let board = StatusBoard::new("0.1.0");
+        let seconds = std::time::Duration::from_secs;
+        board.note_reserve(OplogReserve { left: seconds(9), needed: seconds(8) });
+        assert_eq!(board.read().reason, None);
+        board.note_reserve(OplogReserve { left: seconds(8), needed: seconds(9) });
+        assert!(board.ready().unwrap_err().starts_with("starting: the source's oplog will drop"));
+        board.enter(State::Halted, Some("the lease is gone".into()));
+        assert_eq!(board.read().reason.as_deref(), Some("the lease is gone"));
     }
 
     #[test]

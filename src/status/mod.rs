@@ -4,6 +4,7 @@
 
 mod board;
 mod lag;
+mod reserve;
 mod wall;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::position::Ts;
 
 pub use board::StatusBoard;
 pub use lag::{LagFacts, Now, SOURCE_SEEN_MAX, lag};
+pub use reserve::{OplogFacts, OplogReserve};
 pub use wall::{ParseWallTimeError, WallTime};
 
 /// Where the daemon is in its life.

@@ -15,6 +15,7 @@ use crate::source::reader::{Fetched, Reader};
 use crate::source::tail::optime_of;
 use crate::spool::{SpoolError, SpoolWriter};
 use crate::stop::Stop;
+use crate::telemetry::counters::COUNTERS;
 use crate::telemetry::events;
 
 /// How often a full spool is looked at again.
@@ -163,5 +164,10 @@ fn append(writer: &mut SpoolWriter, batch: &RawBatch) -> Result<(), SpoolError> 
         (Some(optime) > end).then(|| (optime, entry.as_bytes()))
     });
     writer.append(entries)?;
-    writer.sync()
+    writer.sync()?;
+    COUNTERS.spool_is(writer.bytes(), writer.max_bytes());
+    if let Some(end) = writer.durable_end() {
+        COUNTERS.spooled(end.ts.t);
+    }
+    Ok(())
 }

@@ -91,10 +91,9 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
 /// Leaves `live` when the lag is too large, also while the work itself waits for a server.
 fn fall_behind(context: &Context) -> Result<(), Exit> {
     let max = context.tuning.get().max_lag.as_secs_f64();
-    let behind = context.board.lag_seconds().is_some_and(|lag| lag > max);
-    if !behind || context.board.state() != State::Live {
-        return Ok(());
-    }
+    let behind = context.board.lag_seconds().filter(|lag| *lag > max);
+    let (Some(lag), State::Live) = (behind, context.board.state()) else { return Ok(()) };
+    events::lagging(lag, max);
     match context.happen(Event::FellBehind) {
         Err(Interrupted::Exit(exit)) => Err(exit),
         _ => Ok(()),
@@ -115,7 +114,8 @@ fn show_systemd(board: &StatusBoard, stop: &Stop) {
             let (done, total) = (copy.documents, copy.documents_total);
             format!("copying: {done} of {total} documents")
         }
-        (_, state) => format!("{state}{lag}, delta {}", status.total_delta),
+        (Some(reason), state) => format!("{state}{lag}; {reason}"),
+        (None, state) => format!("{state}{lag}, delta {}", status.total_delta),
     };
     systemd::status(&text);
 }

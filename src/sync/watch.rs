@@ -1,7 +1,7 @@
 //! What is looked after beside the main work: the source's newest optime and oplog window, and the lease.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::doc;
 
@@ -11,18 +11,24 @@ use crate::exit::{Code, Exit};
 use crate::mongo::Deployment;
 use crate::retry::Outage;
 use crate::source::{start, tail};
-use crate::status::StatusBoard;
+use crate::status::{OplogFacts, OplogReserve, StatusBoard};
 use crate::stop::Stop;
 use crate::target::lease::{self, Owner, Taken};
+use crate::telemetry::counters::COUNTERS;
+use crate::telemetry::events;
 
 /// How often the source is asked for its newest majority optime.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often the source's oplog window is looked at, in rounds of [`ASK_EVERY`].
 const WINDOW_EVERY: u32 = 10;
 
+/// An alarm that lasts is repeated so often, in rounds of [`ASK_EVERY`].
+const ALARM_EVERY: u32 = 600;
+
 /// Keeps asking the source where it is, until stopped.
 pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, stop: Stop) {
     let mut outage = Outage::new(source.side);
+    let mut oplog = OplogWatch::default();
     let mut round = 0_u32;
     loop {
         match start::majority_optime(&source).await {
@@ -34,17 +40,58 @@ pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, 
         }
         if round.is_multiple_of(WINDOW_EVERY) {
             match tail::window_wall_ms(&source).await {
-                Ok(window) => board.update(|status| {
-                    status.oplog_window_seconds = window.map(|(oldest, newest)| {
-                        newest.saturating_sub(oldest).max(0).unsigned_abs() / 1000
-                    });
-                }),
+                Ok(window) => oplog.window = window.map(|window| (window, Instant::now())),
                 Err(error) => tracing::debug!("{error}"),
             }
+            oplog.show(&board, round);
         }
         round = round.wrapping_add(1);
         if stop.sleep(ASK_EVERY).await.is_err() {
             return;
+        }
+    }
+}
+
+/// What was last seen of the source's oplog, and the alarm when it will not reach.
+#[derive(Debug, Default)]
+struct OplogWatch {
+    /// Wall times of the oldest and the newest entry, and when they were asked for.
+    window: Option<((i64, i64), Instant)>,
+    /// The round in which the alarm was last given.
+    alarmed: Option<u32>,
+}
+
+impl OplogWatch {
+    fn show(&mut self, board: &StatusBoard, round: u32) {
+        let Some(((oldest_ms, newest_ms), seen)) = self.window else { return };
+        let window = newest_ms.saturating_sub(oldest_ms).max(0).unsigned_abs() / 1000;
+        board.update(|status| status.oplog_window_seconds = Some(window));
+        let status = board.read();
+        let Some(resume) = status.resume_point else { return };
+        let spooled_ms = COUNTERS.spooled_to().map_or(0, |second| i64::from(second) * 1000);
+        let (bytes, bytes_max) = COUNTERS.spool();
+        // A full spool takes nothing more before the copy is complete; 16 MiB are one batch.
+        let full = bytes_max > 0 && bytes.saturating_add(16 << 20) >= bytes_max;
+        let copying = status.copy.eta_seconds.filter(|_| full && !status.copy.complete);
+        let reserve = OplogReserve::of(&OplogFacts {
+            oldest_ms,
+            newest_ms,
+            seen_ago: seen.elapsed(),
+            read_to_ms: resume.wall.as_ms().max(spooled_ms),
+            blocked: Duration::from_secs(copying.unwrap_or(0)),
+        });
+        board.note_reserve(reserve);
+        match self.alarmed {
+            None if !reserve.is_short() => {}
+            Some(at) if reserve.is_short() && round.wrapping_sub(at) < ALARM_EVERY => {}
+            Some(_) if !reserve.is_short() => {
+                events::oplog_window_enough(reserve.left);
+                self.alarmed = None;
+            }
+            _ => {
+                events::oplog_window_short(reserve.left, reserve.needed);
+                self.alarmed = Some(round);
+            }
         }
     }
 }

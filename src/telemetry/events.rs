@@ -2,34 +2,18 @@
 //! like a table of contents. In the journal a field `ns` is `SNAPSYNC_NS`. Nothing here may be given passwords, whole
 //! URIs or contents of documents.
 
-use std::fmt;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use tracing::{error, info, warn};
 
+use super::kinds;
+use crate::exit::Exit;
+use crate::mongo::Side;
 use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, WallTime};
 
 /// The target of delta lines; as text they are printed bare.
 pub const DELTA_TARGET: &str = "snapsync::delta";
-
-/// One of the two deployments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The one that is read.
-    Source,
-    /// The one that is written.
-    Target,
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Source => "source",
-            Self::Target => "target",
-        })
-    }
-}
 
 /// The delta of one collection over the round `from` to `to`.
 pub fn delta_collection(from: WallTime, to: WallTime, delta: &CollectionDelta) {
@@ -37,6 +21,7 @@ pub fn delta_collection(from: WallTime, to: WallTime, delta: &CollectionDelta) {
     let database = collection.split_once('.').map_or("", |(database, _)| database);
     info!(
         target: DELTA_TARGET,
+        message_id = kinds::DELTA_COLLECTION,
         collection,
         database,
         delta,
@@ -51,22 +36,35 @@ pub fn delta_collection(from: WallTime, to: WallTime, delta: &CollectionDelta) {
 /// The delta of one database.
 pub fn delta_database(delta: &DatabaseDelta) {
     let DatabaseDelta { database, delta } = delta;
-    info!(target: DELTA_TARGET, database, delta, "database: {database}, delta: {delta}");
+    info!(
+        target: DELTA_TARGET,
+        message_id = kinds::DELTA_DATABASE,
+        database,
+        delta,
+        "database: {database}, delta: {delta}"
+    );
 }
 
 /// The daemon has begun.
 pub fn started(version: &str) {
-    info!(version, "snapsync {version} starts");
+    info!(message_id = kinds::STARTED, version, "snapsync {version} starts");
 }
 
 /// The daemon has entered another state. For `live` and `halted` use their own events as well.
 pub fn state_changed(before: State, now: State, reason: Option<&str>) {
-    info!(state = now.name(), before = before.name(), reason, "state: {before} -> {now}");
+    info!(
+        message_id = kinds::STATE_CHANGED,
+        state = now.name(),
+        before = before.name(),
+        reason,
+        "state: {before} -> {now}"
+    );
 }
 
 /// The initial copy begins, or goes on after a restart; the totals are estimates.
 pub fn copy_started(collections: usize, progress: &CopyProgress) {
     info!(
+        message_id = kinds::COPY_STARTED,
         collections,
         documents = progress.documents_total,
         bytes = progress.bytes_total,
@@ -80,6 +78,7 @@ pub fn copy_started(collections: usize, progress: &CopyProgress) {
 pub fn copy_progress(progress: &CopyProgress) {
     let eta = progress.eta_seconds.map_or_else(|| "?".to_owned(), |seconds| seconds.to_string());
     info!(
+        message_id = kinds::COPY_PROGRESS,
         documents = progress.documents,
         documents_total = progress.documents_total,
         bytes = progress.bytes,
@@ -96,6 +95,7 @@ pub fn copy_progress(progress: &CopyProgress) {
 /// The copy is complete; what was written meanwhile is still to be replayed.
 pub fn copy_finished(progress: &CopyProgress, took: Duration) {
     info!(
+        message_id = kinds::COPY_FINISHED,
         documents = progress.documents,
         bytes = progress.bytes,
         seconds = took.as_secs_f64(),
@@ -108,52 +108,67 @@ pub fn copy_finished(progress: &CopyProgress, took: Duration) {
 
 /// The target has caught up.
 pub fn live(lag_seconds: f64) {
-    info!(lag_seconds, "live: {lag_seconds} s behind the source");
+    info!(message_id = kinds::LIVE, lag_seconds, "live: {lag_seconds} s behind the source");
+}
+
+/// The target is further behind than `live.max_lag`.
+pub fn lagging(lag_seconds: f64, max_seconds: f64) {
+    warn!(
+        message_id = kinds::LAGGING,
+        lag_seconds,
+        max_seconds,
+        "the target is {lag_seconds} s behind the source, more than live.max_lag allows ({max_seconds} s)"
+    );
 }
 
 /// Nothing is applied any more until a person has acted.
 pub fn halted(reason: &str, remedy: &str) {
-    error!(reason, remedy, "halted: {reason}; {remedy}");
+    error!(message_id = kinds::HALTED, reason, remedy, "halted: {reason}; {remedy}");
 }
 
-/// A server is not answering, for `away` by now. Said at first and then at growing distances; it is waited for, for
-/// ever.
-pub fn unreachable(side: Side, hosts: &str, away: Duration, why: &str) {
-    warn!(
-        side = %side,
-        hosts,
-        away_seconds = away.as_secs(),
-        error = why,
-        "the {side} {hosts} has not answered for {} s; waiting for it",
-        away.as_secs(),
-    );
+/// A server does not answer. Said at first and then now and again; it is waited for, for ever. The first failures are
+/// ordinary, as in an election.
+pub fn unreachable(side: Side, failures: u32, is_ordinary: bool, why: &str) {
+    let id = kinds::UNREACHABLE;
+    if is_ordinary {
+        info!(message_id = id, side = %side, failures, error = why, "waiting for the {side}: {why}");
+    } else {
+        warn!(message_id = id, side = %side, failures, error = why, "still waiting for the {side}: {why}");
+    }
 }
 
 /// The server answers again.
-pub fn reachable_again(side: Side, hosts: &str, away: Duration) {
-    info!(
-        side = %side,
-        hosts,
-        away_seconds = away.as_secs(),
-        "the {side} {hosts} answers again after {} s",
-        away.as_secs(),
+pub fn reachable_again(side: Side, failures: u32) {
+    info!(message_id = kinds::REACHABLE_AGAIN, side = %side, failures, "no longer waiting for the {side}");
+}
+
+/// What the source's oplog still holds ahead of reading is less than the time that catching up needs.
+pub fn oplog_window_short(left: Duration, needed: Duration) {
+    warn!(
+        message_id = kinds::OPLOG_WINDOW_SHORT,
+        left_seconds = left.as_secs(),
+        needed_seconds = needed.as_secs(),
+        "the source's oplog will drop what is not read yet in {} s, and catching up needs about {} s; enlarge it \
+         (replSetResizeOplog) or mend what slows the reading down, else everything is copied again",
+        left.as_secs(),
+        needed.as_secs(),
     );
 }
 
-/// The source's oplog reaches back hardly further than what has been read of it.
-pub fn oplog_window_short(oplog_window: Duration, behind: Duration) {
-    warn!(
-        oplog_window_seconds = oplog_window.as_secs(),
-        behind_seconds = behind.as_secs(),
-        "the source's oplog reaches back {} s and reading is {} s behind; enlarge it (replSetResizeOplog)",
-        oplog_window.as_secs(),
-        behind.as_secs(),
+/// It is enough again.
+pub fn oplog_window_enough(left: Duration) {
+    info!(
+        message_id = kinds::OPLOG_WINDOW_ENOUGH,
+        left_seconds = left.as_secs(),
+        "the source's oplog holds enough again: {} s",
+        left.as_secs()
     );
 }
 
 /// The disk for the spool is running out; when it is full the source's oplog has to hold what is not read.
 pub fn spool_short(bytes: u64, bytes_max: u64) {
     warn!(
+        message_id = kinds::SPOOL_SHORT,
         bytes,
         bytes_max,
         "the spool holds {} of {}; free disk or enlarge spool.max_bytes",
@@ -165,28 +180,59 @@ pub fn spool_short(bytes: u64, bytes_max: u64) {
 /// Something has made no progress for long.
 pub fn no_progress(what: &str, stuck: Duration) {
     let seconds = stuck.as_secs();
-    error!(what, stuck_seconds = seconds, "no progress for {seconds} s: {what}");
+    error!(
+        message_id = kinds::NO_PROGRESS,
+        what,
+        stuck_seconds = seconds,
+        "no progress for {seconds} s: {what}"
+    );
 }
 
 /// A namespace is copied again.
 pub fn resync_started(ns: &str, reason: &str) {
-    warn!(ns, reason, "resync of {ns}: {reason}");
+    warn!(message_id = kinds::RESYNC_STARTED, ns, reason, "resync of {ns}: {reason}");
 }
 
 /// A namespace that was copied again is followed again.
 pub fn resync_finished(ns: &str, took: Duration) {
     let seconds = took.as_secs();
-    info!(ns, seconds, "resync of {ns} finished after {seconds} s");
+    info!(
+        message_id = kinds::RESYNC_FINISHED,
+        ns, seconds, "resync of {ns} finished after {seconds} s"
+    );
+}
+
+/// The target has taken over; nothing is written to it any more.
+pub fn cut_over(downtime: Duration) {
+    let seconds = downtime.as_secs_f64();
+    info!(
+        message_id = kinds::CUT_OVER,
+        downtime_seconds = seconds,
+        "cut over after {seconds} s without writes"
+    );
+}
+
+/// Lines were lost because whoever takes them stood still.
+pub(super) fn log_dropped(dropped: u64) {
+    warn!(
+        message_id = kinds::LOG_DROPPED,
+        dropped, "{dropped} log lines were dropped: nobody took them in time"
+    );
+}
+
+/// The process ends, and not because it was asked to.
+pub fn failed(exit: &Exit) {
+    error!(message_id = kinds::FAILED, code = exit.code as u8, "{exit}");
 }
 
 /// A stop was asked for; what is in hand is finished first.
 pub fn stopping() {
-    info!("stopping");
+    info!(message_id = kinds::STOPPING, "stopping");
 }
 
 /// The end, with everything durable.
 pub fn stopped() {
-    info!("stopped");
+    info!(message_id = kinds::STOPPED, "stopped");
 }
 
 #[cfg(test)]
@@ -233,6 +279,7 @@ mod tests {
         let details: Vec<_> = record.details().map(|(name, value)| (name, value.clone())).collect();
         let text = |text: &str| FieldValue::Text(text.to_owned());
         let expected = [
+            ("message_id", text(kinds::DELTA_COLLECTION)),
             ("collection", text("shop.orders")),
             ("database", text("shop")),
             ("delta", FieldValue::Signed(0)),
@@ -256,7 +303,7 @@ mod tests {
         let object: Value = serde_json::from_str(&json_line(&record)).unwrap();
         let expected = json!({
             "time": "2026-01-26T03:00:00.000Z", "level": "ERROR", "target": "snapsync::telemetry::events",
-            "message": "halted: two writers; stop the other one\nand resume",
+            "message": "halted: two writers; stop the other one\nand resume", "message_id": kinds::HALTED,
             "reason": "two writers", "remedy": "stop the other one\nand resume",
         });
         assert_eq!(object, expected);

@@ -13,16 +13,17 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::field::{Field, Value};
 use tracing::{Dispatch, Event, Subscriber};
-use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{LogFormat, LogLevel};
 
-use super::record::{FIELDS_MAX, FieldValue, Record, caught};
+use super::counters::COUNTERS;
+use super::events;
+use super::journal::Journal;
+use super::record::{Record, caught};
 use super::render::{json_line, text_line};
 
 /// Records that wait to be written at most: a round of deltas comes all at once.
@@ -106,13 +107,13 @@ enum Message {
 }
 
 /// Where records end up.
-trait Sink: Send + 'static {
+pub(super) trait Sink: Send + 'static {
     fn write(&mut self, record: &Record);
 }
 
 fn sink(format: LogFormat) -> Result<Box<dyn Sink>, LoggingError> {
     match format {
-        LogFormat::Auto if stderr_is_the_journal() => match Replay::to_journal() {
+        LogFormat::Auto if stderr_is_the_journal() => match Journal::open() {
             Ok(journal) => Ok(Box::new(journal)),
             // Lines on stderr reach the journal too, only without fields.
             Err(_) => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
@@ -126,7 +127,7 @@ fn sink(format: LogFormat) -> Result<Box<dyn Sink>, LoggingError> {
 
 /// Whether systemd connected this very stderr to the journal. The variable alone is not enough: it is inherited by
 /// children whose stderr goes elsewhere.
-fn stderr_is_the_journal() -> bool {
+pub(crate) fn stderr_is_the_journal() -> bool {
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, 2))
 }
 
@@ -186,13 +187,7 @@ fn write_all(messages: &Receiver<Message>, sink: &mut dyn Sink, backlog: &Backlo
         let total = backlog.dropped_total.load(Ordering::Relaxed);
         if total > told {
             let dropped = total - told;
-            let tell = || {
-                tracing::warn!(
-                    dropped,
-                    "{dropped} log lines were dropped: nobody took them in time"
-                )
-            };
-            caught(tell).iter().for_each(|record| sink.write(record));
+            caught(|| events::log_dropped(dropped)).iter().for_each(|record| sink.write(record));
             told = total;
         }
     }
@@ -222,6 +217,7 @@ impl<S: Subscriber> Layer<S> for Feed {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if !self.feed(Record::of(event)) {
             self.backlog.dropped_total.fetch_add(1, Ordering::Relaxed);
+            COUNTERS.log_line_dropped();
         }
     }
 }
@@ -236,50 +232,6 @@ impl<W: Write + Send + 'static> Sink for Lines<W> {
     fn write(&mut self, record: &Record) {
         // When this fails there is nowhere left to complain.
         drop(self.to.write_all((self.render)(record).as_bytes()));
-    }
-}
-
-/// A subscriber that records are given to again, as if they had happened on this thread.
-struct Replay {
-    to: Dispatch,
-}
-
-impl Replay {
-    fn to_journal() -> io::Result<Self> {
-        // In the journal plain information is 6; 5 is for what is normal but significant.
-        let priorities = PriorityMappings {
-            info: Priority::Informational,
-            debug: Priority::Debug,
-            ..PriorityMappings::new()
-        };
-        let journal = tracing_journald::layer()?
-            .with_field_prefix(Some("SNAPSYNC".to_owned()))
-            .with_syslog_identifier("snapsync".to_owned())
-            .with_priority_mappings(priorities);
-        Ok(Self { to: Dispatch::new(Registry::default().with(journal)) })
-    }
-}
-
-impl Sink for Replay {
-    fn write(&mut self, record: &Record) {
-        let Some((first, _)) = record.fields.first() else { return };
-        // A set of values has a fixed length; places without a value are passed over.
-        let mut values: [(&Field, Option<&dyn Value>); FIELDS_MAX] = [(first, None); FIELDS_MAX];
-        for (place, (field, value)) in values.iter_mut().zip(&record.fields) {
-            *place = (field, Some(as_value(value)));
-        }
-        let values = record.metadata.fields().value_set(&values);
-        self.to.event(&Event::new(record.metadata, &values));
-    }
-}
-
-fn as_value(value: &FieldValue) -> &dyn Value {
-    match value {
-        FieldValue::Bool(value) => value,
-        FieldValue::Signed(value) => value,
-        FieldValue::Unsigned(value) => value,
-        FieldValue::Float(value) => value,
-        FieldValue::Text(value) => value,
     }
 }
 
@@ -378,21 +330,6 @@ mod tests {
         });
         drop(handle);
         assert_eq!(kept.lines(), ["a library's warning", "a delta", "fine now"]);
-    }
-
-    #[test]
-    fn a_replayed_record_is_the_same_record() {
-        let seen =
-            caught(|| tracing::warn!(delta = -1_i64, exact = false, ns = "a.b", "found {}", 1));
-        let again = caught(|| {
-            let mut replay = Replay { to: tracing::dispatcher::get_default(Dispatch::clone) };
-            seen.iter().for_each(|record| replay.write(record));
-        });
-        assert_eq!(again.len(), 1);
-        assert_eq!(again[0].metadata, seen[0].metadata);
-        let values = |record: &Record| format!("{:?}", record.details().collect::<Vec<_>>());
-        assert_eq!(values(&again[0]), values(&seen[0]));
-        assert_eq!(again[0].message(), "found 1");
     }
 
     #[test]

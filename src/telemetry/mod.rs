@@ -2,8 +2,11 @@
 //! daemon wait; [`events`] are the notable happenings, each with its fixed fields; [`delta_log`] decides which deltas
 //! are worth a line.
 
+pub mod counters;
 pub mod delta_log;
 pub mod events;
+mod journal;
+pub mod kinds;
 pub mod logging;
 mod record;
 mod render;

@@ -12,10 +12,10 @@ use tracing_subscriber::{Layer, Registry};
 use crate::status::WallTime;
 
 /// Fields of a record; what an event has beyond is dropped. None of ours comes near.
-pub(super) const FIELDS_MAX: usize = 32;
+const FIELDS_MAX: usize = 32;
 
 /// Bytes of one text value; what is beyond is cut. `journalctl -o json` shows nothing at all of longer ones.
-pub(super) const TEXT_BYTES_MAX: usize = 4000;
+const TEXT_BYTES_MAX: usize = 4000;
 
 /// One line for the log.
 #[derive(Debug, Clone)]

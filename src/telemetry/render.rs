@@ -5,16 +5,18 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 use super::events::DELTA_TARGET;
+use super::journal::MESSAGE_ID;
 use super::record::{FieldValue, Record};
 
-/// `2026-01-26T03:00:00.000Z INFO message key=value`, and for a delta the bare message.
+/// `2026-01-26T03:00:00.000Z INFO message key=value`, and for a delta the bare message. The kind of an event is for the
+/// journal and for JSON.
 pub(super) fn text_line(record: &Record) -> String {
     let message = one_line(record.message());
     if record.metadata.target() == DELTA_TARGET {
         return message + "\n";
     }
     let mut line = format!("{} {} {message}", record.at, record.metadata.level());
-    for (name, value) in record.details() {
+    for (name, value) in record.details().filter(|(name, _)| *name != MESSAGE_ID) {
         line.push(' ');
         line.push_str(name);
         line.push('=');
@@ -41,7 +43,7 @@ pub(super) fn json_line(record: &Record) -> String {
     Value::Object(object).to_string() + "\n"
 }
 
-fn plain(value: &FieldValue) -> String {
+pub(super) fn plain(value: &FieldValue) -> String {
     match value {
         FieldValue::Bool(value) => value.to_string(),
         FieldValue::Signed(value) => value.to_string(),

@@ -1,0 +1,36 @@
+//! The changelog of the package, in Debian's format. What changed for users stands in `CHANGELOG.md`.
+
+use std::process::Command;
+
+/// One entry, for the version that is built. `DEB_VERSION` names another version than the program's.
+pub(crate) fn debian() -> String {
+    let version =
+        std::env::var("DEB_VERSION").unwrap_or_else(|_| format!("{}-1", env!("CARGO_PKG_VERSION")));
+    let maintainer = maintainer();
+    format!(
+        "snapsync ({version}) unstable; urgency=medium\n\n  \
+         * Built from the sources of version {}; CHANGELOG.md says what changed.\n\n \
+         -- {maintainer}  {}\n",
+        env!("CARGO_PKG_VERSION"),
+        date(),
+    )
+}
+
+/// As the package itself names it.
+fn maintainer() -> String {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let manifest: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
+    manifest["package"]["metadata"]["deb"]["maintainer"].as_str().unwrap().to_owned()
+}
+
+/// The time of the sources (`SOURCE_DATE_EPOCH`, else the last commit), so that the same sources give the same file.
+fn date() -> String {
+    let epoch = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| {
+        let log = Command::new("git").args(["log", "-1", "--format=%ct"]).output();
+        log.ok()
+            .map(|log| String::from_utf8_lossy(&log.stdout).trim().to_owned())
+            .unwrap_or_default()
+    });
+    let time = jiff::Timestamp::from_second(epoch.trim().parse().unwrap_or(0)).unwrap();
+    time.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+}

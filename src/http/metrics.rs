@@ -1,0 +1,334 @@
+//! `GET /metrics`: the status and the process's counters in Prometheus' text format. A page of code, as there is
+//! nothing to register: everything is known at the moment of asking.
+
+use std::fmt::Write as _;
+
+use crate::mongo::Side;
+use crate::status::{CollectionDelta, OplogReserve, State, Status};
+use crate::telemetry::counters::COUNTERS;
+
+/// Collections that get a line of their own, those that differ most first: a time series each is a burden on whoever
+/// keeps them. The sums have all of them.
+const COLLECTIONS_MAX: usize = 1000;
+
+/// What the answer is.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All states, of which exactly one is 1.
+const STATES: [State; 8] = [
+    State::Starting,
+    State::Copying,
+    State::CatchingUp,
+    State::Live,
+    State::Paused,
+    State::Halted,
+    State::CuttingOver,
+    State::CutOver,
+];
+
+/// Everything as text.
+pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
+    let mut page = Page::default();
+    page.family("snapsync_info", "gauge", "Always 1; the version is a label.");
+    page.labelled("snapsync_info", &[("version", &status.version)], 1.0);
+    page.family("snapsync_state", "gauge", "1 for the state the daemon is in, 0 for the others.");
+    for state in STATES {
+        let is_in = f64::from(u8::from(state == status.state));
+        page.labelled("snapsync_state", &[("state", state.name())], is_in);
+    }
+    let since = seconds(status.since.as_ms());
+    page.gauge("snapsync_state_since_timestamp_seconds", "When it entered that state.", since);
+    progress(&mut page, status, reserve);
+    copy(&mut page, status);
+    deltas(&mut page, status);
+    process(&mut page);
+    page.text
+}
+
+fn progress(page: &mut Page, status: &Status, reserve: Option<OplogReserve>) {
+    let place = |place: Option<crate::status::OplogPlace>| place.map(|at| seconds(at.wall.as_ms()));
+    page.known(
+        "snapsync_lag_seconds",
+        "How far the target is behind the source.",
+        status.lag_seconds,
+    );
+    page.known(
+        "snapsync_resume_point_timestamp_seconds",
+        "Wall time of the last entry that is durably applied.",
+        place(status.resume_point),
+    );
+    page.known(
+        "snapsync_source_optime_timestamp_seconds",
+        "Wall time of the newest majority-committed entry seen on the source.",
+        place(status.source_optime),
+    );
+    page.known(
+        "snapsync_oplog_window_seconds",
+        "How far the source's oplog reaches back.",
+        status.oplog_window_seconds.map(number),
+    );
+    page.known(
+        "snapsync_oplog_window_left_seconds",
+        "Time until the source drops the entry that is read next.",
+        reserve.map(|reserve| reserve.left.as_secs_f64()),
+    );
+    page.known(
+        "snapsync_oplog_window_needed_seconds",
+        "Time that catching up needs; an alarm when it is more than what is left.",
+        reserve.map(|reserve| reserve.needed.as_secs_f64()),
+    );
+    let window = status.window;
+    page.known(
+        "snapsync_window_entries",
+        "Entries of the oplog in the last window.",
+        window.map(|window| number(window.entries)),
+    );
+    page.known(
+        "snapsync_window_duration_seconds",
+        "From the last window's first entry read to its end durable.",
+        window.map(|window| window.seconds),
+    );
+    let totals = &status.totals;
+    page.counter("snapsync_entries_read_total", "Entries of the oplog read.", totals.entries_read);
+    page.counter(
+        "snapsync_entries_applied_total",
+        "Entries durably applied.",
+        totals.entries_applied,
+    );
+    page.counter("snapsync_windows_total", "Windows applied.", totals.windows);
+    page.counter("snapsync_resyncs_total", "Resyncs begun.", totals.resyncs);
+}
+
+fn copy(page: &mut Page, status: &Status) {
+    let (copy, totals) = (&status.copy, &status.totals);
+    page.counter("snapsync_documents_copied_total", "Documents copied.", totals.documents_copied);
+    page.counter("snapsync_copied_bytes_total", "Bytes of documents copied.", totals.bytes_copied);
+    let complete = f64::from(u8::from(copy.complete));
+    page.gauge("snapsync_copy_complete", "1 once everything has been copied.", complete);
+    page.gauge("snapsync_copy_documents", "Documents copied so far.", number(copy.documents));
+    page.gauge(
+        "snapsync_copy_documents_expected",
+        "Documents to copy.",
+        number(copy.documents_total),
+    );
+    page.gauge("snapsync_copy_bytes", "Bytes copied so far.", number(copy.bytes));
+    page.gauge("snapsync_copy_bytes_expected", "Bytes to copy.", number(copy.bytes_total));
+    page.known(
+        "snapsync_copy_eta_seconds",
+        "Time the copy still needs.",
+        copy.eta_seconds.map(number),
+    );
+}
+
+fn deltas(page: &mut Page, status: &Status) {
+    let sum = signed(status.total_delta);
+    page.gauge(
+        "snapsync_delta_documents",
+        "Documents on the source less those on the target.",
+        sum,
+    );
+    let differing = status.deltas.iter().filter(|delta| delta.delta != 0).count();
+    let count = |count: usize| number(count as u64);
+    page.gauge(
+        "snapsync_collections",
+        "Collections that are compared.",
+        count(status.deltas.len()),
+    );
+    page.gauge("snapsync_collections_differing", "Collections with a delta.", count(differing));
+    page.gauge("snapsync_collections_resyncing", "Copied again now.", count(status.copying.len()));
+    page.gauge(
+        "snapsync_collections_replaced",
+        "Still kept after a resync.",
+        count(status.replaced.len()),
+    );
+    let name = "snapsync_database_delta_documents";
+    page.family(name, "gauge", "The same for one database.");
+    for delta in &status.databases {
+        page.labelled(name, &[("database", &delta.database)], signed(delta.delta));
+    }
+    let name = "snapsync_collection_delta_documents";
+    page.family(
+        name,
+        "gauge",
+        "The same for one collection; at most 1000, those that differ most first.",
+    );
+    let mut most: Vec<&CollectionDelta> = status.deltas.iter().collect();
+    most.sort_by_key(|delta| std::cmp::Reverse(delta.delta.unsigned_abs()));
+    for delta in most.into_iter().take(COLLECTIONS_MAX) {
+        page.labelled(name, &[("collection", &delta.collection)], signed(delta.delta));
+    }
+}
+
+fn process(page: &mut Page) {
+    let name = "snapsync_server_retries_total";
+    page.family(name, "counter", "Calls to a server that failed and were tried again.");
+    for side in [Side::Source, Side::Target] {
+        page.labelled(name, &[("side", &side.to_string())], number(COUNTERS.retries(side)));
+    }
+    let (bytes, bytes_max) = COUNTERS.spool();
+    page.gauge("snapsync_spool_bytes", "Oplog entries kept on the local disk.", number(bytes));
+    page.gauge(
+        "snapsync_spool_max_bytes",
+        "How many it may keep; 0 while there is no spool.",
+        number(bytes_max),
+    );
+    let dropped = COUNTERS.log_lines_dropped();
+    page.counter("snapsync_log_lines_dropped_total", "Lines that nobody took in time.", dropped);
+    page.known("process_resident_memory_bytes", "Resident memory.", resident_bytes());
+}
+
+/// Of this process, as the kernel counts it.
+fn resident_bytes() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(number(kib * 1024))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
+fn number(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
+fn signed(value: i64) -> f64 {
+    value as f64
+}
+
+fn seconds(ms: i64) -> f64 {
+    signed(ms) / 1000.0
+}
+
+/// The text so far.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.known(name, help, Some(value));
+    }
+
+    /// A gauge whose value may not be known yet: then it has no sample, rather than a wrong one.
+    fn known(&mut self, name: &str, help: &str, value: Option<f64>) {
+        self.family(name, "gauge", help);
+        if let Some(value) = value {
+            self.labelled(name, &[], value);
+        }
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.family(name, "counter", help);
+        self.labelled(name, &[], number(value));
+    }
+
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let labels: Vec<String> =
+            labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(text))).collect();
+        match labels.as_slice() {
+            [] => self.line(format_args!("{name} {value}")),
+            labels => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
+        }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _infallible = writeln!(self.text, "{line}");
+    }
+}
+
+/// A label's value. Names of collections may hold any character.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::samples;
+    use std::time::Duration;
+
+    fn reserve() -> OplogReserve {
+        OplogReserve { left: Duration::from_secs(3600), needed: Duration::from_secs(60) }
+    }
+
+    #[test]
+    fn values_are_those_of_the_status() {
+        let page = render(&samples::live(), Some(reserve()));
+        for line in [
+            "snapsync_info{version=\"0.1.0\"} 1",
+            "snapsync_state{state=\"live\"} 1",
+            "snapsync_state{state=\"halted\"} 0",
+            "snapsync_state_since_timestamp_seconds 1769396400",
+            "snapsync_lag_seconds 0.4",
+            "snapsync_oplog_window_left_seconds 3600",
+            "snapsync_windows_total 7",
+            "snapsync_copy_complete 1",
+            "snapsync_delta_documents 2",
+            "snapsync_database_delta_documents{database=\"shop\"} 2",
+            "snapsync_collection_delta_documents{collection=\"shop.orders\"} 2",
+        ] {
+            assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_has_no_sample() {
+        let status = Status::starting("0", crate::status::WallTime::from_ms(0));
+        let page = render(&status, None);
+        assert!(page.contains("# TYPE snapsync_lag_seconds gauge\n"));
+        assert!(!page.contains("\nsnapsync_lag_seconds "), "{page}");
+    }
+
+    #[test]
+    fn names_of_collections_cannot_break_the_format() {
+        let mut status = samples::live();
+        status.deltas[0].collection = "a.\"} 1\nx\\".into();
+        let page = render(&status, None);
+        let line = "snapsync_collection_delta_documents{collection=\"a.\\\"} 1\\nx\\\\\"} 2\n";
+        assert!(page.contains(line), "{page}");
+    }
+
+    #[test]
+    fn the_number_of_series_is_bounded_and_the_worst_are_kept() {
+        let mut status = samples::live();
+        let one = |delta: i64| CollectionDelta {
+            collection: format!("a.{delta}"),
+            delta,
+            ..status.deltas[0].clone()
+        };
+        status.deltas = (0..1500).map(|n| one(-n)).collect();
+        let page = render(&status, None);
+        let series =
+            page.lines().filter(|line| line.starts_with("snapsync_collection_delta_")).count();
+        assert_eq!(series, COLLECTIONS_MAX);
+        assert!(page.contains("{collection=\"a.-1499\"} -1499\n"));
+        assert!(page.contains("\nsnapsync_collections 1500\n"));
+    }
+
+    /// Metrics are a contract: what is not documented is not there, and the other way round.
+    #[test]
+    fn every_metric_is_documented() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let documented = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<&str> = documented.lines().filter(|line| line.starts_with("| `")).collect();
+        let page = render(&samples::live(), Some(reserve()));
+        let types: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        for line in &types {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let row = format!("| `{name}` | {kind} |");
+            assert!(
+                rows.iter().any(|found| found.starts_with(&row)),
+                "docs/metrics.md lacks {row}"
+            );
+        }
+        assert_eq!(rows.len(), types.len());
+    }
+}
