@@ -8,7 +8,7 @@ use super::context::{Context, Interrupted};
 use super::phase::Event;
 use super::spooling::Spooler;
 use crate::config::OnExistingData;
-use crate::copy::{Copier, Counters, ProgressStore, prepare};
+use crate::copy::{self, Copier, Counters, ProgressStore, prepare};
 use crate::exit::{Code, Exit};
 use crate::mongo::Error;
 use crate::namespace::Namespace;
@@ -187,6 +187,8 @@ fn copier(context: &Context) -> Result<Copier, Interrupted> {
         catalogue: context.catalogue.clone(),
         after: resume.applied.ts,
         workers: context.config.copy_workers(),
+        part_bytes_min: copy::PART_BYTES_MIN,
+        memory_bytes_max: context.tuning.get().memory_bytes_max,
         pace: context.pace.clone(),
         progress: Arc::new(open_progress(context)?),
         counters: Arc::new(Counters::default()),

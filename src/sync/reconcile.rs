@@ -50,7 +50,7 @@ pub(super) async fn names(context: &Context, stop: &Stop) -> Result<(), Interrup
         // They are made anew, so they are copied from the beginning.
         let progress = super::copying::open_progress(context)?;
         for (uuid, _) in &gone {
-            progress.advance(*uuid, CollectionProgress::default())?;
+            progress.set(*uuid, CollectionProgress::default())?;
         }
         progress.save()?;
     }
