@@ -3,29 +3,35 @@
 //! The copy is fuzzy: each document is read at some moment after the start optime, and the replay of everything after
 //! that optime makes the whole consistent. So a document that is already there is no error, and one that is read
 //! twice does no harm. Secondary indexes wait until the replay has caught up.
+//!
+//! A large collection is split into runs of its `_id`s, which several readers share; the unit of work and of progress
+//! is such a part.
 
-mod collection;
+mod budget;
 mod pace;
+mod part;
 pub mod prepare;
 mod progress;
+mod queue;
 
 use std::sync::Arc;
 
-use bson::Uuid;
 use tokio::task::JoinSet;
 
 pub use pace::Pace;
-pub use progress::{CollectionProgress, Counters, Progress, ProgressStore};
+pub use progress::{CollectionProgress, Counters, Part, Progress, ProgressStore};
 
-use crate::catalogue::Catalogue;
 use crate::mongo::{Deployment, Error};
 use crate::position::Ts;
-use crate::retry::{Stopped, until_reached};
-use crate::source::scan::{self, Size};
+use crate::retry::Stopped;
 use crate::state::catalogue::CatalogueStore;
 use crate::stop::Stop;
 use crate::target::definitions::Definer;
 use crate::target::writers::Writers;
+use budget::Budget;
+
+/// Bytes of documents that are worth a reader of their own.
+pub const PART_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// What a copy works with.
 #[derive(Debug, Clone)]
@@ -40,8 +46,12 @@ pub struct Copier {
     pub catalogue: Arc<CatalogueStore>,
     /// T0: nothing older is read.
     pub after: Ts,
-    /// Collections copied at once.
+    /// Parts copied at once.
     pub workers: usize,
+    /// Bytes of documents in one part of a split collection, at least: [`PART_BYTES_MIN`].
+    pub part_bytes_min: u64,
+    /// What the whole process may take; the copy takes a part of it.
+    pub memory_bytes_max: u64,
     /// Limit on bytes a second.
     pub pace: Arc<Pace>,
     /// What has been copied, durably.
@@ -56,19 +66,18 @@ impl Copier {
     /// # Errors
     /// [`Stopped`]: what has been copied so far is durable.
     pub async fn run(&self, stop: &Stop) -> Result<(), Stopped<Error>> {
-        let catalogue = self.catalogue.read().clone();
-        let mut queue = self.queue(&catalogue, stop).await?;
-        // When one collection fails for good, the others stop at their next batch.
+        let budget = Budget::new(self.memory_bytes_max);
+        let batch_bytes = budget.batch_bytes(self.workers);
+        let mut queue = self.queue(stop).await?;
+        // When one part fails for good, the others stop at their next batch.
         let stop_all = stop.child();
         let mut tasks: JoinSet<Result<(), Stopped<Error>>> = JoinSet::new();
         let mut outcome = Ok(());
         loop {
             while tasks.len() < self.workers.max(1) && outcome.is_ok() {
-                let Some((uuid, size)) = queue.pop() else { break };
-                let Some(collection) = catalogue.collections.get(&uuid) else { continue };
-                let (copier, collection) = (self.clone(), collection.clone());
-                let stop = stop_all.clone();
-                tasks.spawn(async move { copier.copy(uuid, collection, size, &stop).await });
+                let Some(work) = queue.pop() else { break };
+                let (copier, budget, stop) = (self.clone(), budget.clone(), stop_all.clone());
+                tasks.spawn(async move { copier.copy(work, batch_bytes, &budget, &stop).await });
             }
             let Some(done) = tasks.join_next().await else { break };
             let done = done.unwrap_or_else(|panic| Err(Stopped::Failed(self.panicked(&panic))));
@@ -83,34 +92,5 @@ impl Copier {
 
     fn panicked(&self, panic: &tokio::task::JoinError) -> Error {
         Error::other(self.source.side, "copy a collection", format!("internal error: {panic}"))
-    }
-
-    /// What is left to copy, smallest first, so that the largest is taken (from the end) first and does not run alone
-    /// at the end.
-    async fn queue(
-        &self,
-        catalogue: &Catalogue,
-        stop: &Stop,
-    ) -> Result<Vec<(Uuid, Size)>, Stopped<Error>> {
-        let mut queue = Vec::with_capacity(catalogue.collections.len());
-        for (uuid, collection) in &catalogue.collections {
-            stop.check()?;
-            let name = &collection.source;
-            let ask = || scan::size(&self.source, &name.database, &name.collection);
-            // Unknown where it was dropped or renamed meanwhile; it is found by UUID all the same.
-            let size = match until_reached(self.source.side, stop, ask).await {
-                Ok(size) => size,
-                Err(Stopped::Failed(error)) if error.code().is_some() => Size::default(),
-                Err(error) => return Err(error),
-            };
-            self.counters.expect(size);
-            let progress = self.progress.of(uuid);
-            self.counters.add(progress.documents, progress.bytes);
-            if !progress.done {
-                queue.push((*uuid, size));
-            }
-        }
-        queue.sort_by_key(|(_, size)| size.bytes);
-        Ok(queue)
     }
 }

@@ -1,4 +1,4 @@
-//! How far the copy has come: durable per collection, so that a restart goes on, and counted for people.
+//! How far the copy has come: durable per part of a collection, so that a restart goes on, and counted for people.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,18 +18,64 @@ use crate::state::{self, StateError};
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 const FORMAT: u32 = 1;
 
-/// How far one collection has been copied.
+/// A run of a collection's `_id`s, in the server's order, that one reader copies.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct CollectionProgress {
+pub struct Part {
+    /// `{_id}` it begins at; from the beginning without.
+    #[serde(default, with = "crate::hex")]
+    pub from_id: Option<RawDocumentBuf>,
+    /// `{_id}` it ends before; to the end without.
+    #[serde(default, with = "crate::hex")]
+    pub until_id: Option<RawDocumentBuf>,
+    /// `{_id}` of the last document of the run from its beginning that is on the target.
+    #[serde(with = "crate::hex")]
+    pub last_id: Option<RawDocumentBuf>,
     /// Documents copied.
     pub documents: u64,
     /// Bytes copied.
     pub bytes: u64,
-    /// `{_id}` of the last document of the run from the beginning that is on the target.
-    #[serde(with = "crate::hex")]
-    pub last_id: Option<RawDocumentBuf>,
     /// Whether it is complete.
     pub done: bool,
+}
+
+impl Part {
+    /// Where to go on reading.
+    #[must_use]
+    pub fn resume_id(&self) -> Option<RawDocumentBuf> {
+        self.last_id.clone().or_else(|| self.from_id.clone())
+    }
+}
+
+/// How far one collection has been copied: its parts, in order of `_id`; none while it has not been begun.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CollectionProgress {
+    /// Together they hold every `_id` there may be.
+    #[serde(default)]
+    pub parts: Vec<Part>,
+}
+
+impl CollectionProgress {
+    /// A collection that has not been begun, split before each of `points` (`{_id}` documents in ascending order).
+    #[must_use]
+    pub fn split(points: Vec<RawDocumentBuf>) -> Self {
+        let mut parts = vec![Part::default()];
+        for point in points {
+            if let Some(last) = parts.last_mut() {
+                last.until_id = Some(point.clone());
+            }
+            parts.push(Part { from_id: Some(point), ..Part::default() });
+        }
+        Self { parts }
+    }
+
+    /// Documents and bytes copied.
+    #[must_use]
+    pub fn copied(&self) -> Size {
+        self.parts.iter().fold(Size::default(), |sum, part| Size {
+            documents: sum.documents + part.documents,
+            bytes: sum.bytes + part.bytes,
+        })
+    }
 }
 
 /// How far the copy has come.
@@ -76,14 +122,48 @@ impl ProgressStore {
         self.inner().progress.collections.get(uuid).cloned().unwrap_or_default()
     }
 
-    /// Notes how far one collection has come: everything up to there is majority-acknowledged on the target.
+    /// Replaces what is known of one collection: split it, or forget it.
     ///
     /// # Errors
     /// The disk.
-    pub fn advance(&self, uuid: Uuid, progress: CollectionProgress) -> Result<(), Error> {
+    pub fn set(&self, uuid: Uuid, progress: CollectionProgress) -> Result<(), Error> {
+        self.change(|collections| drop(collections.insert(uuid, progress)))
+    }
+
+    /// Notes how far one part has come: everything up to there is majority-acknowledged on the target.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn advance(
+        &self,
+        uuid: &Uuid,
+        part: usize,
+        note: impl FnOnce(&mut Part),
+    ) -> Result<(), Error> {
+        self.change(|collections| {
+            if let Some(part) =
+                collections.get_mut(uuid).and_then(|found| found.parts.get_mut(part))
+            {
+                note(part);
+            }
+        })
+    }
+
+    /// How far one part has come.
+    #[must_use]
+    pub fn part(&self, uuid: &Uuid, part: usize) -> Part {
+        let inner = self.inner();
+        let found = inner.progress.collections.get(uuid);
+        found.and_then(|found| found.parts.get(part)).cloned().unwrap_or_default()
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<Uuid, CollectionProgress>),
+    ) -> Result<(), Error> {
         let due = {
             let mut inner = self.inner();
-            inner.progress.collections.insert(uuid, progress);
+            change(&mut inner.progress.collections);
             inner.saved.elapsed() >= SAVE_EVERY
         };
         if due { self.save() } else { Ok(()) }
@@ -156,18 +236,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("copy.json");
         let uuid = Uuid::new();
-        let progress = CollectionProgress {
-            documents: 3,
-            bytes: 4,
-            last_id: Some(rawdoc! { "_id": f64::NAN }),
-            done: false,
-        };
+        let progress = CollectionProgress::split(vec![rawdoc! { "_id": f64::NAN }]);
         let store = ProgressStore::open(path.clone(), Ts::new(5, 1)).unwrap();
-        store.advance(uuid, progress.clone()).unwrap();
+        store.set(uuid, progress).unwrap();
+        let note = |part: &mut Part| {
+            part.last_id = Some(rawdoc! { "_id": "x" });
+            part.documents += 3;
+        };
+        store.advance(&uuid, 1, note).unwrap();
         store.save().unwrap();
         let again = ProgressStore::open(path.clone(), Ts::new(5, 1)).unwrap();
-        assert_eq!(again.of(&uuid), progress);
+        assert_eq!(again.of(&uuid), store.of(&uuid));
+        assert_eq!(again.of(&uuid).copied().documents, 3);
+        assert_eq!(again.part(&uuid, 1).resume_id(), Some(rawdoc! { "_id": "x" }));
         let another = ProgressStore::open(path, Ts::new(6, 1)).unwrap();
         assert_eq!(another.of(&uuid), CollectionProgress::default(), "of another copy");
+    }
+    #[test]
+    fn parts_leave_no_gap() {
+        let points: Vec<_> = [1, 2].map(|n| rawdoc! { "_id": n }).into();
+        let parts = CollectionProgress::split(points).parts;
+        assert_eq!(parts.len(), 3);
+        assert!(parts[0].from_id.is_none() && parts[2].until_id.is_none());
+        assert!(parts.windows(2).all(|pair| pair[0].until_id == pair[1].from_id));
+        assert_eq!(parts[1].resume_id(), parts[1].from_id);
     }
 }

@@ -1,6 +1,7 @@
 //! Reading a whole collection in batches of raw documents, by UUID, so that a rename meanwhile does no harm.
 
-use bson::{RawDocumentBuf, Uuid, cstr, rawdoc};
+use bson::spec::ElementType;
+use bson::{RawBson, RawDocumentBuf, Uuid, cstr, rawdoc};
 use futures_util::StreamExt;
 use mongodb::options::{RunCursorCommandOptions, SelectionCriteria};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
@@ -8,8 +9,6 @@ use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use crate::mongo::{Deployment, Error, bson_count, run};
 use crate::position::Ts;
 
-/// Bytes of documents in one batch, about. Larger batches cost no less processor time but more memory.
-pub const BATCH_BYTES: u64 = 1024 * 1024;
 /// Documents in one batch at the most: the server's limit on the statements of one command.
 const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 
@@ -24,6 +23,8 @@ pub struct ScanRequest {
     pub natural: bool,
     /// Begin at this `{_id}`, inclusive. Only by `_id`.
     pub from_id: Option<RawDocumentBuf>,
+    /// End before this `{_id}`. Only by `_id`.
+    pub until_id: Option<RawDocumentBuf>,
     /// Read nothing older than this, which a lagging secondary would give.
     pub after: Ts,
     /// Documents in a batch.
@@ -38,11 +39,34 @@ impl ScanRequest {
             command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
         } else {
             command.append(cstr!("hint"), rawdoc! { "_id": 1 });
+            // `min` and `max`, and not `$gte` and `$lt`: the latter only find values of the same type.
             if let Some(id) = &self.from_id {
-                // `min` and not `$gte`: the latter only finds values of the same type.
                 command.append(cstr!("min"), id.clone());
             }
+            if let Some(id) = &self.until_id {
+                command.append(cstr!("max"), id.clone());
+            }
         }
+        self.finish(command)
+    }
+
+    /// A query with `min` and without `max` ends before `MaxKey`, which is an `_id` like any other: the query for it.
+    fn command_for_max_key(&self) -> Option<RawDocumentBuf> {
+        let open_end = self.from_id.is_some() && self.until_id.is_none() && !self.natural;
+        open_end.then(|| {
+            let mut command = RawDocumentBuf::new();
+            command.append(cstr!("find"), bson::Binary::from(self.uuid));
+            command.append(cstr!("filter"), rawdoc! { "_id": RawBson::MaxKey });
+            self.finish(command)
+        })
+    }
+
+    fn begins_at_max_key(&self) -> bool {
+        let from = self.from_id.as_ref().and_then(|id| id.get("_id").ok().flatten());
+        from.is_some_and(|id| id.element_type() == ElementType::MaxKey)
+    }
+
+    fn finish(&self, mut command: RawDocumentBuf) -> RawDocumentBuf {
         command.append(cstr!("batchSize"), i32::try_from(self.batch_documents).unwrap_or(i32::MAX));
         command.append(cstr!("noCursorTimeout"), true);
         let after = bson::Timestamp::from(self.after);
@@ -54,13 +78,16 @@ impl ScanRequest {
 
 /// A collection being read.
 pub struct Scan {
-    deployment: Deployment,
+    source: Deployment,
+    request: ScanRequest,
     cursor: RawBatchCursor,
+    /// What is read when the cursor has come to its end.
+    rest: Option<RawDocumentBuf>,
 }
 
 impl std::fmt::Debug for Scan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scan").finish_non_exhaustive()
+        f.debug_struct("Scan").field("request", &self.request).finish_non_exhaustive()
     }
 }
 
@@ -69,24 +96,14 @@ impl Scan {
     ///
     /// # Errors
     /// The call failed; code 26 if the collection is gone.
-    pub async fn open(source: &Deployment, request: &ScanRequest) -> Result<Self, Error> {
-        let options = source.client.selection_criteria().cloned().unwrap_or(
-            SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary),
-        );
-        // The command's own batchSize holds for the first batch only.
-        let options = RunCursorCommandOptions::builder()
-            .selection_criteria(options)
-            .batch_size(request.batch_documents)
-            .build();
-        let cursor = source
-            .client
-            .database(&request.database)
-            .run_raw_cursor_command(request.command())
-            .with_options(options)
-            .batch()
-            .await
-            .map_err(|error| source.error("read a collection", &error))?;
-        Ok(Self { deployment: source.clone(), cursor })
+    pub async fn open(source: &Deployment, request: ScanRequest) -> Result<Self, Error> {
+        let rest = request.command_for_max_key();
+        let (command, rest) = match rest {
+            Some(rest) if request.begins_at_max_key() => (rest, None),
+            rest => (request.command(), rest),
+        };
+        let cursor = open(source, &request, command).await?;
+        Ok(Self { source: source.clone(), request, cursor, rest })
     }
 
     /// The next batch; `None` at the end.
@@ -94,9 +111,37 @@ impl Scan {
     /// # Errors
     /// The call failed; code 26 if the collection has been dropped.
     pub async fn next(&mut self) -> Result<Option<RawBatch>, Error> {
-        let next = self.cursor.next().await.transpose();
-        next.map_err(|error| self.deployment.error("read a collection", &error))
+        loop {
+            let next = self.cursor.next().await.transpose();
+            let next = next.map_err(|error| self.source.error("read a collection", &error))?;
+            match (next, self.rest.take()) {
+                (None, Some(rest)) => {
+                    self.cursor = open(&self.source, &self.request, rest).await?;
+                }
+                (next, rest) => {
+                    self.rest = rest;
+                    return Ok(next);
+                }
+            }
+        }
     }
+}
+
+async fn open(
+    source: &Deployment,
+    request: &ScanRequest,
+    command: RawDocumentBuf,
+) -> Result<RawBatchCursor, Error> {
+    let primary = SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary);
+    let criteria = source.client.selection_criteria().cloned().unwrap_or(primary);
+    // The command's own batchSize holds for the first batch only.
+    let options = RunCursorCommandOptions::builder()
+        .selection_criteria(criteria)
+        .batch_size(request.batch_documents)
+        .build();
+    let database = source.client.database(&request.database);
+    let cursor = database.run_raw_cursor_command(command).with_options(options).batch().await;
+    cursor.map_err(|error| source.error("read a collection", &error))
 }
 
 /// How large a collection is, by its metadata.
@@ -109,11 +154,11 @@ pub struct Size {
 }
 
 impl Size {
-    /// Documents that make a batch of about [`BATCH_BYTES`].
+    /// Documents that make a batch of about so many bytes.
     #[must_use]
-    pub fn batch_documents(self) -> u32 {
+    pub fn batch_documents(self, batch_bytes: u64) -> u32 {
         let average = self.bytes / self.documents.max(1);
-        let count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH_DOCUMENTS_MAX);
+        let count = (batch_bytes / average.max(1)).clamp(1, BATCH_DOCUMENTS_MAX);
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 }
@@ -134,9 +179,10 @@ mod tests {
 
     #[test]
     fn batches_hold_about_as_many_bytes_whatever_the_documents() {
-        assert_eq!(Size { documents: 1000, bytes: 1000 * 1024 }.batch_documents(), 1024);
-        assert_eq!(Size { documents: 10, bytes: 160 << 20 }.batch_documents(), 1);
-        assert_eq!(Size { documents: 0, bytes: 0 }.batch_documents(), 100_000);
+        let of = |documents, bytes| Size { documents, bytes }.batch_documents(1 << 20);
+        assert_eq!(of(1000, 1000 * 1024), 1024);
+        assert_eq!(of(10, 160 << 20), 1);
+        assert_eq!(of(0, 0), 100_000);
     }
 
     #[test]
@@ -146,11 +192,13 @@ mod tests {
             uuid: Uuid::new(),
             natural: false,
             from_id: Some(rawdoc! { "_id": f64::NAN }),
+            until_id: Some(rawdoc! { "_id": "x" }),
             after: Ts::new(1, 1),
             batch_documents: 5,
         };
         let command = request.command();
         assert!(command.get_document("min").unwrap().get_f64("_id").unwrap().is_nan());
+        assert_eq!(command.get_document("max").unwrap().get_str("_id").unwrap(), "x");
         assert!(command.get("filter").unwrap().is_none());
     }
 }

@@ -11,7 +11,7 @@ use super::spooling::Spooler;
 use crate::catalogue::Catalogue;
 use crate::catalogue::repair::RECURS_TIMES;
 use crate::config::OnExistingData;
-use crate::copy::{Copier, Counters, ProgressStore, prepare};
+use crate::copy::{self, Copier, Counters, ProgressStore, prepare};
 use crate::exit::{Code, Exit};
 use crate::mongo::Error;
 use crate::namespace::Namespace;
@@ -234,7 +234,8 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
     Ok(())
 }
 
-fn copier(context: &Context, progress: ProgressStore) -> Copier {
+/// What copies with the record and the catalogue of this context.
+pub(super) fn copier(context: &Context, progress: ProgressStore) -> Copier {
     let resume = context.records.get().resume.unwrap_or_default();
     Copier {
         source: context.source.clone(),
@@ -243,6 +244,8 @@ fn copier(context: &Context, progress: ProgressStore) -> Copier {
         catalogue: context.catalogue.clone(),
         after: resume.applied.ts,
         workers: context.config.copy_workers(),
+        part_bytes_min: copy::PART_BYTES_MIN,
+        memory_bytes_max: context.tuning.get().memory_bytes_max,
         pace: context.pace.clone(),
         progress: Arc::new(progress),
         counters: Arc::new(Counters::default()),

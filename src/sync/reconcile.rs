@@ -59,7 +59,7 @@ pub(super) async fn names_of_copy(
     stop: &Stop,
 ) -> Result<(), Interrupted> {
     for uuid in names(context, stop).await? {
-        progress.advance(uuid, CollectionProgress::default())?;
+        progress.set(uuid, CollectionProgress::default())?;
     }
     Ok(progress.save()?)
 }

@@ -11,6 +11,7 @@
 
 mod cases;
 mod control;
+mod copying;
 mod definitions;
 mod documents;
 mod fencing;

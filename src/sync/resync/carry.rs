@@ -1,13 +1,12 @@
 //! The part of a run that goes on beside the main replay: the copy, the replay of what happened since, the indexes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{RawDocument, RawDocumentBuf};
 
 use super::CaughtUp;
 use super::begin::stays_in_place;
-use crate::copy::{Copier, Counters, ProgressStore, prepare};
+use crate::copy::{Copier, ProgressStore, prepare};
 use crate::mongo::Side;
 use crate::position::Ts;
 use crate::replay::apply::ApplyError;
@@ -20,12 +19,14 @@ use crate::sync::context::{Context, Interrupted};
 use crate::sync::feed::Entries;
 use crate::sync::phase::{Event, Phase};
 use crate::sync::track::Track;
-use crate::sync::{indexing, reconcile};
+use crate::sync::{copying, indexing, reconcile};
 
 /// Bytes taken from the spool at once.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// The part of the memory that a window may take: half of what the main replay takes.
 const WINDOW_SHARE: u64 = 12;
+/// The part of the memory that the copy may take, while the main replay goes on.
+const COPY_SHARE: u64 = 3;
 /// How often an exhausted spool is looked at again.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -56,15 +57,8 @@ async fn copy(main: &Context, run: &Context, stop: &Stop) -> Result<(), Interrup
     prepare::create_all(&run.definer, &run.catalogue, stop).await?;
     note_places(main, run)?;
     let copier = Copier {
-        source: run.source.clone(),
-        definer: run.definer.clone(),
-        writers: run.writers.clone(),
-        catalogue: run.catalogue.clone(),
-        after,
-        workers: run.config.copy_workers(),
-        pace: run.pace.clone(),
-        progress: Arc::new(progress),
-        counters: Arc::new(Counters::default()),
+        memory_bytes_max: run.tuning.get().memory_bytes_max / COPY_SHARE,
+        ..copying::copier(run, progress)
     };
     copier.run(stop).await.map_err(|stopped| match stopped {
         // Somebody meddled with what is being made: not the fault of a particular one of them.

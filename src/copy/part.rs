@@ -1,23 +1,24 @@
-//! Copying one collection: one reader, two inserts in flight, progress in order.
+//! Copying one part of a collection: one reader, two inserts in flight, progress in order.
 
 use std::collections::VecDeque;
 
-use bson::{RawArray, RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
+use bson::{RawArray, RawArrayBuf, RawDocument, RawDocumentBuf};
 use mongodb::raw_batch_cursor::RawBatch;
 use tokio::task::JoinHandle;
 
+use super::budget::{BATCHES, Budget};
 use super::progress::CollectionProgress;
+use super::queue::Work;
 use super::{Copier, prepare};
-use crate::catalogue::Collection;
 use crate::mongo::{Error, Side, StatementError};
 use crate::oplog::document;
 use crate::retry::{Backoff, Outage, Stopped};
-use crate::source::scan::{Scan, ScanRequest, Size};
+use crate::source::scan::{Scan, ScanRequest};
 use crate::stop::Stop;
 use crate::target::statements::{self, Place};
 
-/// Inserts in flight for one collection: one is written while the next is on its way.
-const INSERTS_IN_FLIGHT: usize = 2;
+/// Inserts in flight for one part: one is written while the next is on its way.
+const INSERTS_IN_FLIGHT: usize = BATCHES - 1;
 const DUPLICATE_KEY: i32 = 11_000;
 const NAMESPACE_NOT_FOUND: i32 = 26;
 
@@ -38,30 +39,30 @@ enum Read {
 }
 
 impl Copier {
-    /// Copies one collection from where an earlier attempt stopped.
+    /// Copies one part from where an earlier attempt stopped.
     pub(super) async fn copy(
         &self,
-        uuid: Uuid,
-        mut collection: Collection,
-        size: Size,
+        mut work: Work,
+        batch_bytes: u64,
+        budget: &Budget,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.source.side);
         loop {
-            if collection.is_capped() && self.progress.of(&uuid).documents > 0 {
+            if work.collection.is_capped() && self.progress.of(&work.uuid).copied().documents > 0 {
                 // Natural order cannot be taken up in the middle, so it is read from the beginning again.
-                self.progress
-                    .advance(uuid, CollectionProgress::default())
-                    .map_err(Stopped::Failed)?;
-                prepare::recreate(&self.definer, &self.catalogue, uuid, &mut collection, stop)
+                let anew = CollectionProgress::split(Vec::new());
+                self.progress.set(work.uuid, anew).map_err(Stopped::Failed)?;
+                let (definer, catalogue) = (&self.definer, &self.catalogue);
+                prepare::recreate(definer, catalogue, work.uuid, &mut work.collection, stop)
                     .await?;
             }
-            match self.read(uuid, &collection, size, stop).await? {
+            match self.read(&work, batch_bytes, budget, stop).await? {
                 Read::Complete => {
-                    let done = CollectionProgress { done: true, ..self.progress.of(&uuid) };
-                    self.progress.advance(uuid, done).map_err(Stopped::Failed)?;
-                    return Ok(());
+                    let advanced =
+                        self.progress.advance(&work.uuid, work.part, |part| part.done = true);
+                    return advanced.map_err(Stopped::Failed);
                 }
                 Read::Interrupted(error) => {
                     outage.report(&error);
@@ -73,30 +74,33 @@ impl Copier {
 
     async fn read(
         &self,
-        uuid: Uuid,
-        collection: &Collection,
-        size: Size,
+        work: &Work,
+        batch_bytes: u64,
+        budget: &Budget,
         stop: &Stop,
     ) -> Result<Read, Stopped<Error>> {
+        let collection = &work.collection;
+        let part = self.progress.part(&work.uuid, work.part);
         let request = ScanRequest {
             database: collection.source.database.clone(),
-            uuid,
+            uuid: work.uuid,
             natural: collection.is_capped(),
-            from_id: self.progress.of(&uuid).last_id,
+            from_id: part.resume_id(),
+            until_id: part.until_id,
             after: self.after,
-            batch_documents: size.batch_documents(),
+            batch_documents: work.size.batch_documents(batch_bytes),
         };
-        let place = self.definer.place(&collection.target, collection.target_uuid);
-        let in_flight = if collection.is_capped() { 1 } else { INSERTS_IN_FLIGHT };
-        let mut inserts: VecDeque<Insert> = VecDeque::new();
-        let read = self.pump(&request, &place, in_flight, &mut inserts, stop).await;
+        let mut pump = Pump {
+            copier: self,
+            work,
+            place: self.definer.place(&collection.target, collection.target_uuid),
+            in_flight: if collection.is_capped() { 1 } else { INSERTS_IN_FLIGHT },
+            inserts: VecDeque::new(),
+            budget,
+        };
+        let read = pump.run(request, batch_bytes, stop).await;
         // Whatever ended the reading, what was sent is waited for: nothing of this run may land later.
-        let mut drained = Ok(());
-        while let Some(insert) = inserts.pop_front() {
-            let settled = self.settle(uuid, insert).await;
-            drained = drained.and(settled);
-        }
-        drained?;
+        pump.drain().await?;
         match read {
             Ok(()) => Ok(Read::Complete),
             Err(Stopped::Failed(error)) if error.side == Side::Source => match error.code() {
@@ -109,43 +113,6 @@ impl Copier {
             },
             Err(error) => Err(error),
         }
-    }
-
-    async fn pump(
-        &self,
-        request: &ScanRequest,
-        place: &Place,
-        in_flight: usize,
-        inserts: &mut VecDeque<Insert>,
-        stop: &Stop,
-    ) -> Result<(), Stopped<Error>> {
-        let mut scan = Scan::open(&self.source, request).await.map_err(Stopped::Failed)?;
-        while let Some(batch) = scan.next().await.map_err(Stopped::Failed)? {
-            stop.check()?;
-            if inserts.len() >= in_flight
-                && let Some(oldest) = inserts.pop_front()
-            {
-                self.settle(request.uuid, oldest).await?;
-            }
-            let bytes = u64::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(0);
-            self.pace.take(bytes, stop).await?;
-            let (copier, place, stop) = (self.clone(), place.clone(), stop.clone());
-            inserts
-                .push_back(tokio::spawn(async move { copier.insert(&place, batch, &stop).await }));
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest insert and notes the progress, which therefore never has a gap.
-    async fn settle(&self, uuid: Uuid, insert: Insert) -> Result<(), Stopped<Error>> {
-        let inserted =
-            insert.await.unwrap_or_else(|panic| Err(Stopped::Failed(self.panicked(&panic))))?;
-        self.counters.add(inserted.documents, inserted.bytes);
-        let mut progress = self.progress.of(&uuid);
-        progress.documents += inserted.documents;
-        progress.bytes += inserted.bytes;
-        progress.last_id = inserted.last_id.or(progress.last_id);
-        self.progress.advance(uuid, progress).map_err(Stopped::Failed)
     }
 
     async fn insert(
@@ -210,6 +177,80 @@ impl Copier {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// One reader with its inserts.
+struct Pump<'a> {
+    copier: &'a Copier,
+    work: &'a Work,
+    place: Place,
+    in_flight: usize,
+    inserts: VecDeque<Insert>,
+    budget: &'a Budget,
+}
+
+impl Pump<'_> {
+    async fn run(
+        &mut self,
+        request: ScanRequest,
+        batch_bytes: u64,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let mut expected = batch_bytes;
+        let mut room = self.budget.reserve(expected, stop).await?;
+        let mut scan = Scan::open(&self.copier.source, request).await.map_err(Stopped::Failed)?;
+        while let Some(batch) = scan.next().await.map_err(Stopped::Failed)? {
+            stop.check()?;
+            let bytes = u64::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(0);
+            if bytes > expected {
+                // Larger than the average promised: given back first, because it must not be held while more is waited
+                // for.
+                expected = bytes;
+                drop(room);
+                room = self.budget.reserve(expected, stop).await?;
+            }
+            if self.inserts.len() >= self.in_flight
+                && let Some(oldest) = self.inserts.pop_front()
+            {
+                self.settle(oldest).await?;
+            }
+            self.copier.pace.take(bytes, stop).await?;
+            let (copier, place, stop_insert) =
+                (self.copier.clone(), self.place.clone(), stop.clone());
+            self.inserts.push_back(tokio::spawn(async move {
+                let inserted = copier.insert(&place, batch, &stop_insert).await;
+                drop(room);
+                inserted
+            }));
+            room = self.budget.reserve(expected, stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for everything that was sent.
+    async fn drain(&mut self) -> Result<(), Stopped<Error>> {
+        let mut drained = Ok(());
+        while let Some(insert) = self.inserts.pop_front() {
+            let settled = self.settle(insert).await;
+            drained = drained.and(settled);
+        }
+        drained
+    }
+
+    /// Waits for the oldest insert and notes the progress, which therefore never has a gap.
+    async fn settle(&self, insert: Insert) -> Result<(), Stopped<Error>> {
+        let Copier { progress, counters, .. } = self.copier;
+        let inserted = insert
+            .await
+            .unwrap_or_else(|panic| Err(Stopped::Failed(self.copier.panicked(&panic))))?;
+        counters.add(inserted.documents, inserted.bytes);
+        let noted = progress.advance(&self.work.uuid, self.work.part, |part| {
+            part.documents += inserted.documents;
+            part.bytes += inserted.bytes;
+            part.last_id = inserted.last_id.or(part.last_id.take());
+        });
+        noted.map_err(Stopped::Failed)
     }
 }
 
