@@ -4,6 +4,7 @@ use bson::RawDocument;
 
 use super::plan::{Plan, PlanError};
 use crate::oplog::entry::{DecodeError, Entry};
+use crate::oplog::overflow::{OverflowError, PartError, Spill};
 use crate::oplog::txn::{Assembled, Assembler, TxnError};
 use crate::position::{OpTime, Ts};
 use crate::selection::Selection;
@@ -53,6 +54,18 @@ pub struct EntryError {
     pub source: EntryProblem,
 }
 
+impl EntryError {
+    /// Whether nothing is wrong with the entry, but with where large transactions are kept.
+    #[must_use]
+    pub fn overflow(&self) -> Option<&OverflowError> {
+        match &self.source {
+            EntryProblem::Transaction(TxnError::Overflow(error))
+            | EntryProblem::Plan(PlanError::Part(PartError::Overflow(error))) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryProblem {
@@ -89,6 +102,13 @@ impl WindowBuilder {
             last_read: OpTime::new(Ts::ZERO, -1),
             window: None,
         }
+    }
+
+    /// With a place for transactions that are too large for memory.
+    #[must_use]
+    pub fn with_spill(mut self, spill: Spill) -> Self {
+        self.assembler = self.assembler.with_spill(spill);
+        self
     }
 
     /// Takes the next entry.
@@ -128,6 +148,9 @@ impl WindowBuilder {
         match assembled {
             Assembled::Nothing => {}
             Assembled::One(operation) => window.plan.add(&operation, &self.selection)?,
+            Assembled::Large(transaction) => {
+                window.plan.add_large(transaction, &self.selection)?;
+            }
             Assembled::Many(transaction) => {
                 for operation in transaction.operations() {
                     window.plan.add(&operation?, &self.selection)?;

@@ -1,6 +1,7 @@
 //! The act of following: window after window, first from the spool, then live. The order of writes is the promise:
 //! intent durable → the window's writes majority-acknowledged → catalogue and resume point durable → memory → report.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,21 @@ use super::indexing;
 use super::phase::{Event, Phase};
 use crate::exit::{Code, Exit};
 use crate::namespace::Namespace;
+use crate::oplog::overflow::{PartError, Spill};
 use crate::position::{OpTime, Ts};
 use crate::replay::apply::{Applier, ApplyError};
+use crate::replay::plan::PlanError;
 use crate::replay::window::{Window, WindowBuilder};
 use crate::retry::Stopped;
 use crate::source::tail::TailError;
+use crate::spool::OverflowDirectory;
 use crate::status::{State, WallTime, WindowReport};
 use crate::stop::Stop;
 
 /// The part of the memory that a window may take: its documents are copied into commands, and the driver copies those.
 const WINDOW_SHARE: u64 = 6;
+/// The part of the memory that transactions may take that have not committed yet; what is more goes to the disk.
+const TRANSACTIONS_SHARE: u64 = 16;
 /// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
 const GATHER_BEHIND: Duration = Duration::from_secs(5);
 
@@ -45,6 +51,9 @@ impl From<Stopped<ApplyError>> for Interrupted {
         match stopped {
             Stopped::Stop => Self::Stop,
             Stopped::Failed(ApplyError::Call(error)) => error.into(),
+            Stopped::Failed(ApplyError::Plan(PlanError::Part(PartError::Overflow(error)))) => {
+                Self::Exit(Exit::new(Code::Disk, error.to_string()))
+            }
             Stopped::Failed(error) => Self::Halt {
                 reason: error.to_string(),
                 remedy: "find out what else writes to the target; see docs/limits.md".into(),
@@ -77,8 +86,10 @@ pub struct Follower {
 
 impl Follower {
     /// Goes on from the durable resume point.
-    #[must_use]
-    pub fn new(context: Context) -> Self {
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn new(context: Context) -> Result<Self, Interrupted> {
         let record = context.records.get();
         let resume = record.resume.unwrap_or_default();
         let consistent_from = record.phase.consistent_from().unwrap_or_default();
@@ -91,16 +102,22 @@ impl Follower {
             workers: context.tuning.get().replay_workers,
         };
         context.settled.store(false, Ordering::Relaxed);
-        let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
+        let directory = context.config.state.directory.join("transactions");
+        let place = tokio::task::block_in_place(|| OverflowDirectory::open(&directory))
+            .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
+        let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;
+        let spill = Spill { place: Arc::new(place), memory_bytes_max };
+        let builder =
+            WindowBuilder::new(context.config.sync.selection.clone(), resume).with_spill(spill);
         context.standing.resumes_at(resume);
-        Self {
+        Ok(Self {
             context,
             applier,
             builder,
             tolerant_until: consistent_from.max(intent),
             reach: intent,
             settled: false,
-        }
+        })
     }
 
     /// Follows until interrupted.
@@ -196,9 +213,15 @@ impl Follower {
     }
 
     fn take(&mut self, entries: &super::feed::Entries) -> Result<(), Interrupted> {
-        entries.try_each(|entry| self.builder.push(entry)).map_err(|error| Interrupted::Halt {
-            reason: error.to_string(),
-            remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
+        // A large transaction goes to the disk.
+        let taken =
+            tokio::task::block_in_place(|| entries.try_each(|entry| self.builder.push(entry)));
+        taken.map_err(|error| match error.overflow() {
+            Some(overflow) => Interrupted::Exit(Exit::new(Code::Disk, overflow.to_string())),
+            None => Interrupted::Halt {
+                reason: error.to_string(),
+                remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
+            },
         })?;
         if let Some(first_wall_ms) = self.builder.first_wall_ms() {
             self.context.standing.window_from(first_wall_ms);

@@ -164,7 +164,10 @@ async fn act(context: &Context, phase: Phase, stop: &Stop) -> Option<Interrupted
     match phase {
         Phase::Copying => copy(context, stop).await.err(),
         _ => match feed(context, stop) {
-            Ok(feed) => Some(Box::pin(Follower::new(context.clone()).run(feed, stop)).await),
+            Ok(feed) => match Follower::new(context.clone()) {
+                Ok(follower) => Some(Box::pin(follower.run(feed, stop)).await),
+                Err(interrupted) => Some(interrupted),
+            },
             Err(interrupted) => Some(interrupted),
         },
     }

@@ -27,3 +27,4 @@ mod restarts;
 mod scenario;
 mod selecting;
 mod transactions;
+mod versions;
