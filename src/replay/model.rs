@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bson::{RawDocumentBuf, Timestamp, Uuid, rawdoc};
 use proptest::prelude::*;
 
-use super::plan::{Change, Definition, Plan, Step, patched};
+use super::changes::{Change, patched};
+use super::plan::{Definition, Plan, Step};
 use super::window::{ResumePoint, WindowBuilder};
 use crate::oplog::{diff, document};
 use crate::position::{OpTime, Ts};
@@ -162,7 +163,7 @@ fn carry_out(world: &mut World, plan: Plan) -> usize {
                 definitions += 1;
                 continue;
             }
-            Step::Define(other) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         for (uuid, changes) in stage.collections {
             let documents = world.entry(uuid).or_default();
@@ -181,9 +182,9 @@ fn carry_out(world: &mut World, plan: Plan) -> usize {
                         assert!(document::id(&document).is_some());
                         documents.insert(id, document);
                     }
-                    Change::Patch { diffs, .. } => {
+                    Change::Patch { updates, .. } => {
                         if let Some(document) = documents.get_mut(&id) {
-                            *document = patched(document.clone(), &diffs).unwrap();
+                            *document = patched(document.clone(), &updates).unwrap();
                         }
                     }
                     Change::Remove { .. } => {

@@ -5,18 +5,26 @@
 //! Each has a record and a catalogue of its own, which its context holds.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
 
 use bson::RawDocument;
 
 use super::context::{Context, Interrupted};
 use super::feed::Entries;
 use super::record::Totals;
+use crate::exit::{Code, Exit};
 use crate::namespace::Namespace;
+use crate::oplog::overflow::Spill;
 use crate::position::{OpTime, Ts};
 use crate::replay::apply::Applier;
 use crate::replay::scope::Scope;
 use crate::replay::window::{EntryError, ResumePoint, Window, WindowBuilder};
+use crate::spool::OverflowDirectory;
 use crate::stop::Stop;
+
+/// The part of the memory that transactions may take that have not committed yet; what is more goes to the disk.
+const TRANSACTIONS_SHARE: u64 = 16;
 
 /// A replay and where it stands.
 #[derive(Debug)]
@@ -49,9 +57,12 @@ pub struct Carried {
 }
 
 impl Track {
-    /// Goes on from the durable resume point of this context.
-    #[must_use]
-    pub fn new(context: &Context) -> Self {
+    /// Goes on from the durable resume point of this context. Transactions that are too large for memory are kept in
+    /// `folder`.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn new(context: &Context, folder: &Path) -> Result<Self, Interrupted> {
         let record = context.records.get();
         let resume = record.resume.unwrap_or_default();
         let consistent_from = record.phase.consistent_from().unwrap_or_default();
@@ -63,13 +74,14 @@ impl Track {
             selection: context.config.sync.selection.clone(),
             workers: context.tuning.get().replay_workers,
         };
-        Self {
+        let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
+        Ok(Self {
             context: context.clone(),
             applier,
-            builder: WindowBuilder::new(context.config.sync.selection.clone(), resume),
+            builder: builder.with_spill(spill(context, folder)?),
             tolerant_until: consistent_from.max(intent),
             reach: intent,
-        }
+        })
     }
 
     /// Replays these only, from the next entry on.
@@ -90,7 +102,8 @@ impl Track {
     /// # Errors
     /// One of them cannot be carried.
     pub fn take(&mut self, entries: &Entries) -> Result<(), Interrupted> {
-        entries.try_each(|entry| self.push(entry))
+        // A large transaction goes to the disk.
+        tokio::task::block_in_place(|| entries.try_each(|entry| self.push(entry)))
     }
 
     /// Whether the window in the making may end, or was begun before a restart and has to go further.
@@ -175,9 +188,20 @@ impl Track {
     }
 }
 
+fn spill(context: &Context, folder: &Path) -> Result<Spill, Interrupted> {
+    let directory = folder.join("transactions");
+    let place = tokio::task::block_in_place(|| OverflowDirectory::open(&directory))
+        .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
+    let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;
+    Ok(Spill { place: Arc::new(place), memory_bytes_max })
+}
+
 fn cannot_carry(error: EntryError) -> Interrupted {
-    Interrupted::Halt {
-        reason: error.to_string(),
-        remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
+    match error.overflow() {
+        Some(overflow) => Interrupted::Exit(Exit::new(Code::Disk, overflow.to_string())),
+        None => Interrupted::Halt {
+            reason: error.to_string(),
+            remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
+        },
     }
 }
