@@ -170,8 +170,8 @@ mod tests {
         assert_eq!((code, out.as_str(), err.lines().count()), (78, "", 2));
     }
 
-    /// What `systemctl reload` runs first cannot look into the directory of the credentials before systemd 254. Root may
-    /// look everywhere, so that the daemon's own test on a booted systemd shows the other half.
+    /// What `systemctl reload` runs first cannot look into the directory of the credentials before systemd 254. Root
+    /// may look everywhere, so the other half is in the test on a booted systemd.
     #[test]
     fn a_check_says_what_it_could_not_look_at() {
         let hidden = ConfigErrors(vec![crate::config::ConfigError {

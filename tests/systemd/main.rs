@@ -135,25 +135,23 @@ async fn from_installation_to_purge() {
     is_upgraded(&mut machine, &source, &target).await;
     is_removed_and_purged(&mut machine);
     if std::env::var_os("SNAPSYNC_BLESS").is_some() {
-        let head = "# On a booted systemd\n\nWritten by `SNAPSYNC_BLESS=1 make test-systemd`: the package on a Debian 12, \
-                    between two real servers, the source over TLS.\n\n";
-        let text = machine.transcript().replace("## ", "```\n\n## ").replace("\n# ", "\n$ ");
-        let text = text.replacen("```\n\n## ", "## ", 1);
-        let text: String = text
-            .lines()
-            .map(|line| {
-                if line.starts_with("## ") {
-                    format!("{line}\n\n```console\n")
-                } else {
-                    format!("{line}\n")
-                }
-            })
-            .collect::<String>()
-            .replace("console\n\n", "console\n")
-            .replace("\n\n```", "\n```");
-        std::fs::write(top().join("docs/systemd-transcript.md"), format!("{head}{text}```\n"))
-            .unwrap();
+        write_transcript(machine.transcript());
     }
+}
+
+fn write_transcript(transcript: &str) {
+    let mut text = String::from(
+        "# On a booted systemd\n\nWritten by `SNAPSYNC_BLESS=1 make test-systemd`: the package on a Debian 12, between \
+         two real servers, the source over TLS.\n",
+    );
+    for section in transcript.split("## ").skip(1) {
+        let (title, commands) = section.split_once('\n').unwrap();
+        let commands = commands.trim().replace("\n# ", "\n$ ");
+        let commands =
+            commands.strip_prefix("# ").map_or(commands.clone(), |rest| format!("$ {rest}"));
+        text += &format!("\n## {title}\n\n```console\n{commands}\n```\n");
+    }
+    std::fs::write(top().join("docs/systemd-transcript.md"), text).unwrap();
 }
 
 fn lint(package: &Path) {
@@ -335,11 +333,11 @@ fn refuses_a_bad_reload(machine: &mut Machine) {
     machine.say("A reload of a bad file fails and changes nothing");
     let process = machine.property("MainPID");
     machine.run(
-        "cp -p /etc/snapsync/snapsync.toml /root/good; echo '[copi]' >>/etc/snapsync/snapsync.toml",
+        "cp -p /etc/snapsync/snapsync.toml /var/tmp/good; echo '[copi]' >>/etc/snapsync/snapsync.toml",
     );
     machine.run("echo 'workers = 2' >>/etc/snapsync/snapsync.toml");
     machine.show_failing("systemctl reload snapsync");
-    machine.run("cat /root/good >/etc/snapsync/snapsync.toml");
+    machine.run("cat /var/tmp/good >/etc/snapsync/snapsync.toml");
     machine.show("systemctl reload snapsync");
     assert_eq!(machine.property("MainPID"), process);
     assert_eq!(machine.property("ActiveState"), "active");
@@ -348,12 +346,12 @@ fn refuses_a_bad_reload(machine: &mut Machine) {
 async fn is_upgraded(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
     machine.say("Upgrade");
     let process = machine.property("MainPID");
-    machine.run("cp /etc/snapsync/snapsync.toml /root/before");
+    machine.run("cp /etc/snapsync/snapsync.toml /var/tmp/before");
     machine.show("apt-get install -y /packages/snapsync_0.1.0-1_amd64.deb 2>&1 | tail -n 2");
     assert_eq!(machine.show("systemctl is-active snapsync"), "active");
     assert_eq!(machine.run("systemctl is-enabled snapsync"), "enabled");
     assert_ne!(machine.property("MainPID"), process, "the old program still runs");
-    machine.run("cmp /root/before /etc/snapsync/snapsync.toml");
+    machine.run("cmp /var/tmp/before /etc/snapsync/snapsync.toml");
     insert(source, 6000).await;
     level(machine, source, target).await;
     assert_eq!(copies(machine), 1);
