@@ -4,8 +4,17 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
     reason = "test helpers panic with what is wrong"
 )]
+
+#[path = "../examples/package_files/completions.rs"]
+mod completions;
+#[path = "../examples/package_files/manual.rs"]
+mod manual;
+#[path = "../examples/package_files/notices.rs"]
+mod notices;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,16 +64,6 @@ fn the_shipped_configuration_is_refused_with_what_to_do() {
     }
 }
 
-/// Everything that a build makes, in a folder of its own.
-fn package_files() -> tempfile::TempDir {
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_snapsync"));
-    let maker = program.with_file_name("examples").join("package_files");
-    let folder = tempfile::tempdir().unwrap();
-    let made = Command::new(&maker).arg(folder.path()).status();
-    assert!(made.unwrap_or_else(|e| panic!("{}: {e}", maker.display())).success());
-    folder
-}
-
 fn commands() -> Vec<String> {
     let mut program = snapsync::cli::command();
     program.build();
@@ -74,7 +73,13 @@ fn commands() -> Vec<String> {
 
 #[test]
 fn everything_has_a_manual_page_and_completions() {
-    let folder = package_files();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, write) in
+        [("man", manual::write as fn(&Path)), ("completions", completions::write as fn(&Path))]
+    {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        write(&folder.path().join(name));
+    }
     let text = |path: String| {
         let path = folder.path().join(path);
         std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -94,7 +99,9 @@ fn everything_has_a_manual_page_and_completions() {
     for key in snapsync::config::keys::KEYS {
         assert!(file.contains(key.meaning.replace('`', "").as_str()), "{}", key.name);
     }
-    assert!(text("doc/NOTICES".into()).contains("mongodb 3."), "libraries without their licences");
+    let notices = notices::collect();
+    assert!(notices.contains("\nmongodb 3."), "libraries without their licences");
+    assert!(notices.contains("Permission is hereby granted"), "licences without their texts");
 }
 
 /// Every kind of event is documented, and what the catalog explains are kinds of events.
@@ -149,4 +156,112 @@ fn alert_rules_and_dashboard_ask_for_metrics_that_exist() {
             assert_documented(title, target["expr"].as_str().unwrap());
         }
     }
+}
+
+/// helm, where it is to be had: `go install helm.sh/helm/v3/cmd/helm@latest`.
+fn helm() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools/bin");
+    let folders = std::env::split_paths(&path).chain([tools]);
+    folders.map(|folder| folder.join("helm")).find(|file| file.is_file())
+}
+
+/// What the chart makes of these values.
+fn rendered(helm: &Path, values: &str) -> Result<Vec<serde_yaml_ng::Value>, String> {
+    let output = Command::new(helm)
+        .args(["template", "shop", "packaging/helm/snapsync", "--kube-version", "1.30.0"])
+        .args(["--set", values])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    use serde::Deserialize;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let documents = serde_yaml_ng::Deserializer::from_str(&text);
+    Ok(documents.map(|one| serde_yaml_ng::Value::deserialize(one).unwrap()).collect())
+}
+
+fn of_kind<'a>(documents: &'a [serde_yaml_ng::Value], kind: &str) -> &'a serde_yaml_ng::Value {
+    let mut found = documents.iter().filter(|document| document["kind"] == kind);
+    let one = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    one
+}
+
+#[test]
+fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
+    // What can be seen without helm.
+    let chart: serde_yaml_ng::Value =
+        serde_yaml_ng::from_str(&read("packaging/helm/snapsync/Chart.yaml")).unwrap();
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+    let values = read("packaging/helm/snapsync/values.yaml");
+    let values: serde_yaml_ng::Value = serde_yaml_ng::from_str(&values).unwrap();
+    let config = values["config"].as_str().unwrap().parse::<toml::Table>().unwrap();
+    for (section, keys) in &config {
+        for key in keys.as_table().unwrap().keys() {
+            let name = format!("{section}.{key}");
+            assert!(snapsync::config::keys::find(&name).is_some(), "there is no {name}");
+        }
+    }
+    let Some(helm) = helm() else {
+        println!("helm is not here: the chart was not rendered");
+        return;
+    };
+    let refused = rendered(&helm, "secret.name=").unwrap_err();
+    assert!(refused.contains("a Secret with both connection strings"), "{refused}");
+    for values in ["secret.name=uris", "secret.name=uris,tokenKey=token,serviceMonitor=true"] {
+        let documents = rendered(&helm, values).unwrap();
+        let deployment = &of_kind(&documents, "Deployment")["spec"];
+        assert_eq!(deployment["replicas"], 1);
+        assert_eq!(deployment["strategy"]["type"], "Recreate");
+        let pod = &deployment["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let container = &pod["containers"][0];
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
+        // No probe may end a daemon that only copies.
+        let probe = &container["livenessProbe"];
+        assert_ne!(probe["httpGet"]["path"], "/health/ready");
+        for variable in container["env"].as_sequence().unwrap() {
+            let name = variable["name"].as_str().unwrap();
+            let key = name.strip_prefix("SNAPSYNC__").unwrap().to_lowercase().replace("__", ".");
+            assert!(snapsync::config::keys::find(&key).is_some(), "there is no {key}");
+        }
+        let with_http = values.contains("tokenKey");
+        assert_eq!(documents.iter().any(|document| document["kind"] == "Service"), with_http);
+        assert_eq!(container["readinessProbe"]["httpGet"]["path"] == "/health/ready", with_http);
+        of_kind(&documents, "PersistentVolumeClaim");
+    }
+}
+
+/// The image is built from what the build needs, and runs as nobody in particular.
+#[test]
+fn the_image_is_made_of_files_that_exist() {
+    let recipe = read("packaging/container/Containerfile");
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let copies: Vec<&str> = recipe
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|files| !files.starts_with("--from"))
+        .collect();
+    assert!(copies.len() > 3);
+    for files in copies {
+        let mut words: Vec<&str> = files.split(' ').collect();
+        words.pop();
+        for file in words {
+            assert!(top.join(file).exists(), "{file}");
+        }
+    }
+    assert!(recipe.contains("\nUSER 65532:65532\n"));
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let rust = manifest["package"]["rust-version"].as_str().unwrap();
+    assert!(recipe.contains(&format!("FROM rust:{rust}-")), "an image with Rust {rust}");
+    let unit = read("systemd/snapsync.service");
+    let tunables = unit.lines().find_map(|line| line.strip_prefix("Environment=GLIBC")).unwrap();
+    assert!(recipe.contains(tunables), "the image lacks {tunables}");
 }

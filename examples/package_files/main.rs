@@ -13,15 +13,13 @@
 )]
 
 mod changelog;
+mod completions;
 mod manual;
 mod notices;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-
-use clap_complete::Shell;
-use clap_complete::generate_to;
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
@@ -37,16 +35,9 @@ fn main() -> ExitCode {
         folder
     };
     manual::write(&fresh("man"));
-    completions(&fresh("completions"));
+    completions::write(&fresh("completions"));
     let doc = fresh("doc");
     fs::write(doc.join("changelog.Debian"), changelog::debian()).expect("write the changelog");
     fs::write(doc.join("NOTICES"), notices::collect()).expect("write the notices");
     ExitCode::SUCCESS
-}
-
-fn completions(folder: &Path) {
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut snapsync::cli::command(), "snapsync", folder)
-            .expect("write a completion");
-    }
 }

@@ -93,6 +93,9 @@ pub enum Problem {
     /// A plain value where a table of keys belongs.
     #[error("is a section, not a value; write [{0}] and its keys below it")]
     NotAValue(String),
+    /// A credential of systemd's in a place that this process may not look into.
+    #[error("cannot be looked at by this process, and was not checked")]
+    CredentialHidden,
     /// A value of another type or form.
     #[error("{found} is not {wanted}")]
     WrongType {
@@ -134,6 +137,13 @@ pub enum Problem {
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl ConfigErrors {
+    /// Whether nothing is wrong but that credentials could not be looked at. systemd up to 253 shows them to the daemon
+    /// alone, and not to the check that `systemctl reload` begins with.
+    #[must_use]
+    pub fn only_hidden_credentials(&self) -> bool {
+        self.0.iter().all(|error| error.problem == Problem::CredentialHidden)
+    }
+
     /// Whether a password stood in an argument, which is wrong usage (exit 64) rather than a bad configuration (78).
     #[must_use]
     pub fn has_password_argument(&self) -> bool {

@@ -1,7 +1,8 @@
 //! Finding each side's connection string: in a key, in a file that a key names, or in a systemd credential.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use super::error::{Origin, Problem};
 use super::layers::{self, Inputs, Layered, unreadable};
@@ -52,6 +53,10 @@ pub(super) fn resolve_uri(inputs: &Inputs, side: &Side, layered: &mut Layered) -
             (path.clone(), Origin::NamedFile { path, key: side.uri_file })
         }
         (None, None) => match credential(inputs, side) {
+            Some(path) if is_hidden(&path) => {
+                layered.fail(side.uri, Origin::Credential(path), Problem::CredentialHidden);
+                return None;
+            }
             Some(path) => (path.clone(), Origin::Credential(path)),
             None => {
                 let problem = Problem::Conflict(no_uri(inputs, side, layered.file_found));
@@ -84,7 +89,12 @@ fn credential(inputs: &Inputs, side: &Side) -> Option<PathBuf> {
     let path = inputs.credentials_directory.as_ref()?.join(side.credential);
     // What is there and cannot be read is an error when it is read again.
     let empty = fs::read_to_string(&path).is_ok_and(|text| text.trim().is_empty());
-    (path.exists() && !empty).then_some(path)
+    ((path.exists() && !empty) || is_hidden(&path)).then_some(path)
+}
+
+/// Whether it cannot even be said that the file is there.
+fn is_hidden(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn no_uri(inputs: &Inputs, side: &Side, file_found: bool) -> String {

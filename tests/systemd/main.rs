@@ -1,2 +1,371 @@
-//! placeholder
-fn main() {}
+//! The package on a booted systemd, from installation to purge, between two real servers, one of them over TLS.
+//! `make test-systemd` runs this, as root. With `SNAPSYNC_BLESS` set it writes `docs/systemd-transcript.md` anew.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "test helpers panic with what went wrong"
+)]
+
+#[allow(dead_code, unused_imports, reason = "shared with other tests: each uses a part")]
+#[path = "../it/harness/mod.rs"]
+mod harness;
+mod machine;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use serde_json::Value;
+
+use harness::{ReplicaSet, ReplicaSetOptions, assert_equal, resume_point, wait_for};
+use machine::Machine;
+
+const COPY_STARTED: &str = "57aa6407d56c4d09a1e2e50b77f4f1ed";
+const STATE_CHANGED: &str = "36ce33b955384b15a4800ab05d6a8c2b";
+
+/// Shorter than in production, or the test would mostly wait.
+const DROP_IN: &str = "[Service]\nRestartSec=1s\nWatchdogSec=10s\n";
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Builds the package as `version` into `folder`.
+fn package(version: &str, folder: &Path) -> PathBuf {
+    let made = Command::new(top().join("scripts/package.sh"))
+        .arg("deb")
+        .env("PROFILE", "dev")
+        .env("DEB_VERSION", version)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let file = top().join(String::from_utf8(made.stdout).unwrap().trim());
+    let kept = folder.join(file.file_name().unwrap());
+    std::fs::copy(&file, &kept).unwrap();
+    kept
+}
+
+/// A server's key and certificate, and the authority that signed it.
+fn certificates(folder: &Path) {
+    let script = "
+      openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj '/CN=test authority' -keyout ca.key -out ca.pem
+      openssl req -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -keyout server.key -out server.csr
+      printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' >extensions
+      openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 2 -extfile extensions -out server.crt
+      cat server.key server.crt >server.pem";
+    let made = Command::new("bash").args(["-euc", script]).current_dir(folder).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "openssl is missing? apt-get install openssl\n{said}");
+}
+
+async fn source_with_tls(folder: &Path) -> ReplicaSet {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let args =
+        ["--tlsMode", "preferTLS", "--tlsAllowConnectionsWithoutCertificates"].map(str::to_owned);
+    let mut options = ReplicaSetOptions { args: args.to_vec(), ..ReplicaSetOptions::default() };
+    options.args.extend(["--tlsCertificateKeyFile".to_owned(), file("server.pem")]);
+    options.args.extend(["--tlsCAFile".to_owned(), file("ca.pem")]);
+    ReplicaSet::start(options).await
+}
+
+async fn insert(source: &ReplicaSet, from: i32) {
+    let orders = source.client().database("shop").collection::<Document>("orders");
+    orders.insert_many((from..from + 500).map(|n| doc! {"_id": n, "at": n})).await.unwrap();
+}
+
+/// What the daemon says, asked by its own command.
+fn status(machine: &Machine) -> Result<Value, String> {
+    let (text, code) = machine.try_run("snapsync status --json");
+    if code != 0 {
+        return Err(text);
+    }
+    serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
+}
+
+/// Waits until everything on the source is durably applied.
+async fn level(machine: &Machine, source: &ReplicaSet, target: &ReplicaSet) -> Value {
+    let end = source.majority_ts().await;
+    let status = wait_for("the target is level", Duration::from_secs(120), || async {
+        let status = status(machine)?;
+        let there = resume_point(&status) >= end && status["state"] == "live";
+        if there { Ok(status) } else { Err(status.to_string()) }
+    })
+    .await;
+    assert_equal(source, target).await;
+    status
+}
+
+/// How often a copy has begun since the machine was booted.
+fn copies(machine: &Machine) -> usize {
+    machine.run(&format!("journalctl -o cat --no-pager MESSAGE_ID={COPY_STARTED}")).lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_installation_to_purge() {
+    let folder = tempfile::tempdir().unwrap();
+    let packages = folder.path().join("packages");
+    std::fs::create_dir(&packages).unwrap();
+    let machine = Machine::boot(&packages, &folder.path().join("boot.log")).await;
+    let old = package("0.0.1-1", &packages);
+    let new = package("0.1.0-1", &packages);
+    assert_ne!(old, new);
+    lint(&new);
+    certificates(folder.path());
+    let source = source_with_tls(folder.path()).await;
+    let target = ReplicaSet::single().await;
+    insert(&source, 0).await;
+
+    let mut machine = machine;
+    installs(&mut machine);
+    is_locked_down(&mut machine);
+    refuses_to_start_unconfigured(&mut machine);
+    configure(&mut machine, &source, &target, folder.path());
+    starts(&mut machine, &source, &target).await;
+    answers_the_journal(&mut machine);
+    stops_and_goes_on(&mut machine, &source, &target).await;
+    survives_a_kill(&mut machine, &source, &target).await;
+    is_restarted_by_the_watchdog(&mut machine, &source, &target).await;
+    does_not_wait_for_the_journal(&mut machine, &source, &target).await;
+    refuses_a_bad_reload(&mut machine);
+    is_upgraded(&mut machine, &source, &target).await;
+    is_removed_and_purged(&mut machine);
+    if std::env::var_os("SNAPSYNC_BLESS").is_some() {
+        write_transcript(machine.transcript());
+    }
+}
+
+fn write_transcript(transcript: &str) {
+    let mut text = String::from(
+        "# On a booted systemd\n\nWritten by `SNAPSYNC_BLESS=1 make test-systemd`: the package on a Debian 12, between \
+         two real servers, the source over TLS.\n",
+    );
+    for section in transcript.split("## ").skip(1) {
+        let (title, commands) = section.split_once('\n').unwrap();
+        let commands = commands.trim().replace("\n# ", "\n$ ");
+        let commands =
+            commands.strip_prefix("# ").map_or(commands.clone(), |rest| format!("$ {rest}"));
+        text += &format!("\n## {title}\n\n```console\n{commands}\n```\n");
+    }
+    std::fs::write(top().join("docs/systemd-transcript.md"), text).unwrap();
+}
+
+fn lint(package: &Path) {
+    let lintian =
+        Command::new("lintian").args(["--fail-on", "error,warning"]).arg(package).output();
+    let lintian = lintian.expect("lintian is missing: apt-get install lintian");
+    assert!(lintian.status.success(), "{}", String::from_utf8_lossy(&lintian.stdout));
+}
+
+fn installs(machine: &mut Machine) {
+    machine.say("Install");
+    machine.show("apt-get install -y /packages/snapsync_0.0.1-1_amd64.deb 2>&1 | tail -n 3");
+    assert_eq!(machine.show_failing("systemctl is-enabled snapsync"), "disabled");
+    assert_eq!(machine.show_failing("systemctl is-active snapsync"), "inactive");
+    let modes = machine.show("stat -c '%a %U:%G %n' /etc/snapsync /etc/snapsync/snapsync.toml");
+    assert_eq!(
+        modes,
+        "750 root:snapsync /etc/snapsync\n640 root:snapsync /etc/snapsync/snapsync.toml"
+    );
+    assert!(machine.show("getent passwd snapsync").contains(":/var/lib/snapsync:"));
+    for file in [
+        "man/man1/snapsync-run.1.gz",
+        "man/man5/snapsync.toml.5.gz",
+        "bash-completion/completions/snapsync",
+    ] {
+        machine.run(&format!("dpkg -L snapsync | grep -q /usr/share/{file}"));
+    }
+}
+
+fn is_locked_down(machine: &mut Machine) {
+    machine.say("As locked down as can be");
+    for unit in ["snapsync.service", "snapsync@shop.service"] {
+        machine.run(&format!("systemd-analyze --man=no verify {unit}"));
+        let shown = machine
+            .show(&format!("systemd-analyze security --no-pager {unit} | grep -E '^✗|Overall'"));
+        let score = shown.rsplit(": ").next().unwrap().split(' ').next().unwrap();
+        assert!(score.parse::<f64>().unwrap() <= 2.0, "{shown}");
+    }
+}
+
+fn refuses_to_start_unconfigured(machine: &mut Machine) {
+    machine.say("A start before anything is configured fails, says why, and is not tried again");
+    machine.run(&format!(
+        "mkdir -p /etc/systemd/system/snapsync.service.d && printf '{}' \
+         >/etc/systemd/system/snapsync.service.d/test.conf && systemctl daemon-reload",
+        DROP_IN.replace('\n', "\\n")
+    ));
+    machine.show_failing("systemctl start snapsync");
+    let shown = machine
+        .show("systemctl show snapsync --property ActiveState,Result,ExecMainStatus,NRestarts");
+    for line in ["Result=exit-code", "NRestarts=0", "ExecMainStatus=78", "ActiveState=failed"] {
+        assert!(shown.lines().any(|found| found == line), "{line} in {shown}");
+    }
+    let told = machine.show("journalctl -u snapsync -p err -o cat --no-pager | grep connection");
+    assert!(told.contains("no connection string for the source"), "{told}");
+}
+
+fn configure(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet, folder: &Path) {
+    machine.say("One side in the file, the other as a credential that only root can read");
+    let authority = std::fs::read_to_string(folder.join("ca.pem")).unwrap();
+    machine.run(&format!("printf '%s' '{authority}' >/etc/snapsync/ca.pem"));
+    let uri = format!("{}&tls=true&tlsCAFile=/etc/snapsync/ca.pem", source.uri());
+    machine.run(&format!(
+        "sed -i 's|^# uri = .*source-1.*|uri = \"{}\"|' /etc/snapsync/snapsync.toml",
+        uri.replace('&', "\\&")
+    ));
+    machine.run("printf '\\n[delta]\\ninterval = \"1s\"\\n[control]\\nlisten = \"\"\\n' >>/etc/snapsync/snapsync.toml");
+    machine.run(&format!("umask 077; printf '%s\\n' '{}' >/etc/snapsync/target-uri", target.uri()));
+    machine.show(
+        "grep -n ^uri /etc/snapsync/snapsync.toml; stat -c '%a %U %n' /etc/snapsync/target-uri",
+    );
+    machine.run("systemctl reset-failed snapsync");
+}
+
+async fn starts(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("Start");
+    machine.show("systemctl enable --now snapsync");
+    level(machine, source, target).await;
+    machine.wait("systemctl show snapsync --property StatusText", "live").await;
+    machine.show("systemctl status snapsync --no-pager | head -n 14");
+    machine.show("snapsync status | head -n 14");
+    assert_eq!(copies(machine), 1);
+}
+
+/// The questions of `docs/journal.md`.
+fn answers_the_journal(machine: &mut Machine) {
+    machine.say("Ask the journal");
+    let page = std::fs::read_to_string(top().join("docs/journal.md")).unwrap();
+    let asked: Vec<&str> = page.lines().filter(|line| line.starts_with("journalctl ")).collect();
+    assert!(asked.len() > 6, "{asked:?}");
+    for line in asked {
+        let question = line.split("  #").next().unwrap().trim().replace(" -fu ", " -u ");
+        let (answer, code) = machine.try_run(&format!("{question} --no-pager"));
+        assert!(code == 0 || answer.contains("-- No entries --"), "{question}: {answer}");
+    }
+    let orders = machine
+        .show("journalctl -u snapsync --no-pager -n 1 -o cat SNAPSYNC_COLLECTION=shop.orders");
+    assert!(
+        orders.ends_with("delta: 0, source: 500, target: 500, collection: shop.orders"),
+        "{orders}"
+    );
+    let states = machine.show(&format!("journalctl --no-pager -o cat MESSAGE_ID={STATE_CHANGED}"));
+    assert!(states.contains("state: catching-up -> live"), "{states}");
+    let entry =
+        machine.run(&format!("journalctl --no-pager -n 1 -o json MESSAGE_ID={COPY_STARTED}"));
+    let entry: Value = serde_json::from_str(&entry).unwrap();
+    assert_eq!(entry["PRIORITY"], "6");
+    assert_eq!(entry["SYSLOG_IDENTIFIER"], "snapsync");
+    assert_eq!(entry["SNAPSYNC_COLLECTIONS"], "1");
+    let explained =
+        machine.show(&format!("journalctl -x --no-pager -n 1 MESSAGE_ID={COPY_STARTED}"));
+    assert!(explained.contains("Subject: The copy begins"), "{explained}");
+}
+
+async fn stops_and_goes_on(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("Stop, and go on without a copy");
+    let begun = Instant::now();
+    machine.show("systemctl stop snapsync");
+    let took = begun.elapsed();
+    machine.say(&format!("It took {:.1} s", took.as_secs_f64()));
+    assert!(took < Duration::from_secs(5), "the stop took {took:?}");
+    assert_eq!(machine.property("Result"), "success");
+    insert(source, 1000).await;
+    machine.show("systemctl start snapsync");
+    level(machine, source, target).await;
+    let lines = machine
+        .show("journalctl -u snapsync --no-pager -n 40 -o cat | grep -E '^(snapsync|state|stop)'");
+    assert!(lines.contains("stopped"), "{lines}");
+    assert_eq!(copies(machine), 1);
+}
+
+async fn survives_a_kill(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("kill -9");
+    let before: u32 = machine.property("NRestarts").parse().unwrap();
+    machine.show("systemctl kill --signal KILL snapsync");
+    insert(source, 2000).await;
+    machine.wait("systemctl show snapsync --property NRestarts", &format!("={}", before + 1)).await;
+    level(machine, source, target).await;
+    machine.show("systemctl show snapsync --property ActiveState,NRestarts");
+    assert_eq!(copies(machine), 1);
+}
+
+async fn is_restarted_by_the_watchdog(
+    machine: &mut Machine,
+    source: &ReplicaSet,
+    target: &ReplicaSet,
+) {
+    machine.say("A daemon that does not answer is ended by the watchdog, and started again");
+    let before: u32 = machine.property("NRestarts").parse().unwrap();
+    machine.show("systemctl kill --signal STOP snapsync");
+    insert(source, 3000).await;
+    machine.wait("systemctl show snapsync --property NRestarts", &format!("={}", before + 1)).await;
+    level(machine, source, target).await;
+    let told = machine.show("journalctl --no-pager -o cat -u snapsync | grep -i watchdog");
+    assert!(told.contains("Watchdog timeout"), "{told}");
+    assert_eq!(copies(machine), 1);
+}
+
+async fn does_not_wait_for_the_journal(
+    machine: &mut Machine,
+    source: &ReplicaSet,
+    target: &ReplicaSet,
+) {
+    machine.say("A journal that stands still does not stall the sync");
+    let before = machine.property("NRestarts");
+    machine.show("systemctl kill --signal STOP systemd-journald");
+    for round in 0..3 {
+        insert(source, 4000 + 500 * round).await;
+        level(machine, source, target).await;
+    }
+    machine.show("systemctl kill --signal CONT systemd-journald");
+    assert_eq!(machine.property("NRestarts"), before);
+    machine
+        .wait("journalctl --sync; journalctl -u snapsync -n 20 -o cat --no-pager", "source: 3500")
+        .await;
+}
+
+fn refuses_a_bad_reload(machine: &mut Machine) {
+    machine.say("A reload of a bad file fails and changes nothing");
+    let process = machine.property("MainPID");
+    machine.run(
+        "cp -p /etc/snapsync/snapsync.toml /var/tmp/good; echo '[copi]' >>/etc/snapsync/snapsync.toml",
+    );
+    machine.run("echo 'workers = 2' >>/etc/snapsync/snapsync.toml");
+    machine.show_failing("systemctl reload snapsync");
+    machine.run("cat /var/tmp/good >/etc/snapsync/snapsync.toml");
+    machine.show("systemctl reload snapsync");
+    assert_eq!(machine.property("MainPID"), process);
+    assert_eq!(machine.property("ActiveState"), "active");
+}
+
+async fn is_upgraded(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("Upgrade");
+    let process = machine.property("MainPID");
+    machine.run("cp /etc/snapsync/snapsync.toml /var/tmp/before");
+    machine.show("apt-get install -y /packages/snapsync_0.1.0-1_amd64.deb 2>&1 | tail -n 2");
+    assert_eq!(machine.show("systemctl is-active snapsync"), "active");
+    assert_eq!(machine.run("systemctl is-enabled snapsync"), "enabled");
+    assert_ne!(machine.property("MainPID"), process, "the old program still runs");
+    machine.run("cmp /var/tmp/before /etc/snapsync/snapsync.toml");
+    insert(source, 6000).await;
+    level(machine, source, target).await;
+    assert_eq!(copies(machine), 1);
+}
+
+fn is_removed_and_purged(machine: &mut Machine) {
+    machine.say("Remove keeps, purge takes");
+    machine.show("apt-get remove -y snapsync 2>&1 | tail -n 1");
+    machine.run("! ls -l /proc/[0-9]*/exe 2>/dev/null | grep /usr/bin/snapsync");
+    machine.show("ls /etc/snapsync /var/lib/snapsync");
+    machine.run("test -s /etc/snapsync/snapsync.toml && test -e /var/lib/snapsync/position");
+    machine.show("apt-get purge -y snapsync 2>&1 | tail -n 1");
+    machine.show("ls -d /etc/snapsync/* /var/lib/snapsync /usr/bin/snapsync 2>&1 || true");
+    machine.run("! test -e /var/lib/snapsync && ! test -e /etc/snapsync/snapsync.toml && ! test -e /usr/bin/snapsync");
+    // An administrator's own files are an administrator's.
+    machine.run("test -e /etc/snapsync/target-uri");
+}
