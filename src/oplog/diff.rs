@@ -15,10 +15,10 @@ use bson::{RawDocument, RawDocumentBuf};
 use super::element::{Element, Elements, Malformed, Value};
 
 /// Servers store at most 200 levels; anything deeper is noise that must not use up the stack.
-const DEPTH_MAX: usize = 250;
+pub(super) const DEPTH_MAX: usize = 250;
 
 /// A document of 16 MiB holds fewer than two million array elements; a longer array would only use up memory.
-const ARRAY_LEN_MAX: usize = 4_000_000;
+pub(super) const ARRAY_LEN_MAX: usize = 4_000_000;
 
 /// A diff that cannot be applied. Its document must not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,11 +52,12 @@ pub enum DiffError {
     /// The result cannot be expressed in BSON at all. (16 MiB is the target's limit, not this one.)
     #[error("the diff makes the document larger than bson can express")]
     TooLarge,
-    /// The update is in the old operator format, which is not applied yet.
-    #[error(
-        "updates in the format of MongoDB 4.4 and older are not supported yet; upgrade the source"
-    )]
-    LegacyModify,
+    /// An operator that no server writes into its oplog by itself: applied twice it would change a document twice.
+    #[error("the operator {operator:?} in an update is not known; only $set and $unset are logged")]
+    Operator {
+        /// The operator.
+        operator: String,
+    },
 }
 
 /// The document that `diff` makes of `pre`. `diff` is the value of the field `diff`, without `$v`.
@@ -338,14 +339,14 @@ fn apply_array(
 }
 
 /// Opens a document and answers where, for [`end`].
-fn begin(out: &mut Vec<u8>) -> usize {
+pub(super) fn begin(out: &mut Vec<u8>) -> usize {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     start
 }
 
 /// Closes the document that was opened at `start`.
-fn end(out: &mut Vec<u8>, start: usize) -> Result<(), DiffError> {
+pub(super) fn end(out: &mut Vec<u8>, start: usize) -> Result<(), DiffError> {
     out.push(0);
     let len = i32::try_from(out.len() - start).map_err(|_| DiffError::TooLarge)?;
     if let Some(prefix) = out.get_mut(start..start + 4) {
@@ -354,17 +355,17 @@ fn end(out: &mut Vec<u8>, start: usize) -> Result<(), DiffError> {
     Ok(())
 }
 
-fn write_head(kind: ElementType, name: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_head(kind: ElementType, name: &[u8], out: &mut Vec<u8>) {
     out.push(kind as u8);
     out.extend_from_slice(name);
     out.push(0);
 }
 
 /// Digits of the longest array index.
-const DIGITS_MAX: usize = 20;
+pub(super) const DIGITS_MAX: usize = 20;
 
 /// `number` in decimal digits, at the end of `digits`.
-fn decimal(mut number: usize, digits: &mut [u8; DIGITS_MAX]) -> &[u8] {
+pub(super) fn decimal(mut number: usize, digits: &mut [u8; DIGITS_MAX]) -> &[u8] {
     let mut start = DIGITS_MAX;
     for (place, digit) in digits.iter_mut().enumerate().rev() {
         *digit = b'0' + u8::try_from(number % 10).unwrap_or_default();

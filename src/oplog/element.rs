@@ -24,6 +24,11 @@ pub struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    /// A value of these bytes, which are taken to be sound.
+    pub(super) fn new(kind: ElementType, bytes: &'a [u8]) -> Self {
+        Self { kind, bytes }
+    }
+
     /// The BSON type.
     #[must_use]
     pub fn kind(self) -> ElementType {

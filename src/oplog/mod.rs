@@ -14,7 +14,9 @@ pub mod document;
 pub mod element;
 pub mod entry;
 pub mod id_key;
+mod modifier;
 pub mod txn;
+pub mod update;
 
 #[cfg(test)]
 mod fixtures;

@@ -11,6 +11,7 @@ use crate::mongo::{Error, Side};
 use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::id_key::IdKey;
+use crate::oplog::update::Update;
 use crate::retry::{Backoff, Outage, Stopped};
 use crate::stop::Stop;
 use crate::target::statements::{self, Place, chunks};
@@ -79,7 +80,7 @@ pub(super) async fn put_all(
         match change {
             Change::Put { document, .. } if is_insert => fresh.push(document),
             Change::Put { document, .. } => puts.push(document),
-            Change::Patch { id, diffs } => patches.push((id, diffs)),
+            Change::Patch { id, updates } => patches.push((id, updates)),
             Change::Remove { .. } => {}
         }
     }
@@ -149,18 +150,18 @@ pub(super) async fn put(
     Ok(refused)
 }
 
-/// Applies diffs to the documents as they are on the target; those that are not there are left out.
+/// Applies updates to the documents as they are on the target; those that are not there are left out.
 async fn patch(
     writers: &Writers,
     place: &Place,
-    patches: Vec<(RawDocumentBuf, Vec<RawDocumentBuf>)>,
+    patches: Vec<(RawDocumentBuf, Vec<Update>)>,
     stop: &Stop,
 ) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
-    let mut by_id: HashMap<IdKey, Vec<RawDocumentBuf>> = HashMap::with_capacity(patches.len());
+    let mut by_id: HashMap<IdKey, Vec<Update>> = HashMap::with_capacity(patches.len());
     let mut ids = Vec::with_capacity(patches.len());
-    for (id, diffs) in patches {
+    for (id, updates) in patches {
         if let Some(value) = document::id(&id) {
-            by_id.insert(IdKey::new(value), diffs);
+            by_id.insert(IdKey::new(value), updates);
             ids.push(id);
         }
     }
@@ -168,7 +169,7 @@ async fn patch(
     let mut backoff = Backoff::reconnect();
     let outage = Outage::new(Side::Target);
     loop {
-        // Diffs are taken out of the map as they are applied, so that a lookup begun again never applies one twice.
+        // Updates are taken out of the map as they are applied, so that a lookup begun again never applies one twice.
         match patch_found(writers, place, &ids, &mut by_id, &mut refused, stop).await {
             Ok(()) => return Ok(refused),
             Err(Stopped::Failed(ApplyError::Call(error)))
@@ -187,7 +188,7 @@ async fn patch_found(
     writers: &Writers,
     place: &Place,
     ids: &[RawDocumentBuf],
-    by_id: &mut HashMap<IdKey, Vec<RawDocumentBuf>>,
+    by_id: &mut HashMap<IdKey, Vec<Update>>,
     refused: &mut Vec<RawDocumentBuf>,
     stop: &Stop,
 ) -> Result<(), Stopped<ApplyError>> {
@@ -214,12 +215,12 @@ async fn patch_found(
 fn patch_one(
     place: &Place,
     found: &RawDocument,
-    by_id: &mut HashMap<IdKey, Vec<RawDocumentBuf>>,
+    by_id: &mut HashMap<IdKey, Vec<Update>>,
 ) -> Result<Option<RawDocumentBuf>, Stopped<ApplyError>> {
-    let diffs = document::id(found).and_then(|id| by_id.remove(&IdKey::new(id)));
-    let Some(diffs) = diffs else { return Ok(None) };
+    let updates = document::id(found).and_then(|id| by_id.remove(&IdKey::new(id)));
+    let Some(updates) = updates else { return Ok(None) };
     let collection = place.namespace.to_string();
-    patched(found.to_owned(), &diffs)
+    patched(found.to_owned(), &updates)
         .map(Some)
         .map_err(|source| Stopped::Failed(ApplyError::Diff { collection, source }))
 }

@@ -181,9 +181,9 @@ fn carry_out(world: &mut World, plan: Plan) -> usize {
                         assert!(document::id(&document).is_some());
                         documents.insert(id, document);
                     }
-                    Change::Patch { diffs, .. } => {
+                    Change::Patch { updates, .. } => {
                         if let Some(document) = documents.get_mut(&id) {
-                            *document = patched(document.clone(), &diffs).unwrap();
+                            *document = patched(document.clone(), &updates).unwrap();
                         }
                     }
                     Change::Remove { .. } => {

@@ -11,12 +11,13 @@ use bson::{Document, RawDocument, RawDocumentBuf, Uuid};
 use super::scope::Scope;
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
-use crate::oplog::diff::{self, DiffError};
+use crate::oplog::diff::DiffError;
 use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::entry::DecodeError;
 use crate::oplog::entry::{Kind, Operation};
 use crate::oplog::id_key::IdKey;
+use crate::oplog::update::Update;
 use crate::selection::Selection;
 use crate::target::statements::single;
 
@@ -67,12 +68,12 @@ pub enum Change {
         /// It was inserted within the window, so that most likely nobody has its `_id` on the target.
         fresh: bool,
     },
-    /// These diffs apply, in order, to whatever the document was before; nothing if it is not there.
+    /// These updates apply, in order, to whatever the document was before; nothing if it is not there.
     Patch {
         /// `{_id}` of the document.
         id: RawDocumentBuf,
-        /// `$v: 2` diffs.
-        diffs: Vec<RawDocumentBuf>,
+        /// In either format.
+        updates: Vec<Update>,
     },
     /// The document is gone.
     Remove {
@@ -87,9 +88,8 @@ impl Change {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Put { document, .. } => document.as_bytes().len(),
-            Self::Patch { id, diffs } => {
-                let diffs: usize = diffs.iter().map(|diff| diff.as_bytes().len()).sum();
-                id.as_bytes().len() + diffs
+            Self::Patch { id, updates } => {
+                id.as_bytes().len() + updates.iter().map(Update::bytes).sum::<usize>()
             }
             Self::Remove { id } => id.as_bytes().len(),
         }
@@ -200,9 +200,9 @@ pub enum PlanError {
     /// The operation makes no sense or is of an unknown kind.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// A diff that cannot be applied.
+    /// An update that cannot be applied.
     #[error("an update of {namespace} cannot be applied: {source}")]
-    Diff {
+    Update {
         /// Which collection.
         namespace: String,
         /// Why.
@@ -355,8 +355,8 @@ impl Changes {
             return Ok(());
         };
         // A later put or removal overrides it.
-        if let Change::Patch { diffs, .. } = &self.changes[place] {
-            let document = patched(document, diffs)?;
+        if let Change::Patch { updates, .. } = &self.changes[place] {
+            let document = patched(document, updates)?;
             self.changes[place] = Change::Put { document, fresh: false };
         }
         Ok(())
@@ -376,17 +376,15 @@ impl Changes {
                 self.put(IdKey::new(id), document, false);
                 Ok(bytes)
             }
-            Kind::Diff { id, diff } => self
-                .patch(IdKey::new(id), || single("_id", id), diff)
-                .map_err(|source| PlanError::Diff { namespace: operation.ns.to_owned(), source }),
+            Kind::Diff { id, diff } => self.update(operation, id, Update::Diff(diff)),
+            Kind::LegacyModify { id, modifier } => {
+                self.update(operation, id, Update::Modifier(modifier))
+            }
             Kind::Delete { id } => {
                 let id_document = single("_id", id);
                 let bytes = id_document.as_bytes().len();
                 self.remove(IdKey::new(id), id_document);
                 Ok(bytes)
-            }
-            Kind::LegacyModify { .. } => {
-                Err(unsupported("an update in the format of servers before 5.0", operation))
             }
             Kind::Noop | Kind::Command { .. } => Ok(0),
         }
@@ -410,22 +408,32 @@ impl Changes {
         }
     }
 
+    fn update(
+        &mut self,
+        operation: &Operation<'_>,
+        id: Value<'_>,
+        update: Update<&RawDocument>,
+    ) -> Result<usize, PlanError> {
+        self.patch(IdKey::new(id), || single("_id", id), update)
+            .map_err(|source| PlanError::Update { namespace: operation.ns.to_owned(), source })
+    }
+
     fn patch(
         &mut self,
         key: IdKey,
         id: impl FnOnce() -> RawDocumentBuf,
-        diff: &RawDocument,
+        update: Update<&RawDocument>,
     ) -> Result<usize, DiffError> {
-        let bytes = diff.as_bytes().len();
+        let bytes = update.bytes();
         match self.places.get(&key).map(|place| &mut self.changes[*place]) {
-            Some(Change::Put { document, .. }) => *document = diff::apply(document, diff)?,
-            Some(Change::Patch { diffs, .. }) => diffs.push(diff.to_owned()),
+            Some(Change::Put { document, .. }) => *document = update.apply(document)?,
+            Some(Change::Patch { updates, .. }) => updates.push(update.to_kept()),
             // An update of what is not there changes nothing: the copy, or a later entry, has its result.
             Some(Change::Remove { .. }) => {}
             None => {
                 self.places.insert(key, self.changes.len());
-                let diffs = vec![diff.to_owned()];
-                self.changes.push(Change::Patch { id: id(), diffs });
+                let updates = vec![update.to_kept()];
+                self.changes.push(Change::Patch { id: id(), updates });
             }
         }
         Ok(bytes)
@@ -442,16 +450,16 @@ impl Changes {
     }
 }
 
-/// The document after these diffs.
+/// The document after these updates.
 ///
 /// # Errors
-/// A diff that cannot be applied.
+/// One that cannot be applied.
 pub fn patched(
     mut document: RawDocumentBuf,
-    diffs: &[RawDocumentBuf],
+    updates: &[Update],
 ) -> Result<RawDocumentBuf, DiffError> {
-    for diff in diffs {
-        document = diff::apply(&document, diff)?;
+    for update in updates {
+        document = update.apply(&document)?;
     }
     Ok(document)
 }

@@ -20,6 +20,7 @@ mod harness_works;
 mod networks;
 mod outages;
 mod overlap;
+mod random;
 mod reading;
 mod refusals;
 mod repair;

@@ -38,4 +38,4 @@ pub use oracle::{Comparison, assert_equal, documents_in, quiesce, user_databases
 pub use proxy::Proxy;
 pub use replica_set::{Pair, ReplicaSet, ReplicaSetOptions};
 pub use wait::wait_for;
-pub use workload::{Counts, Workload, WorkloadOptions};
+pub use workload::{Counts, Random, Workload, WorkloadOptions};

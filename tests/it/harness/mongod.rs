@@ -1,6 +1,6 @@
 //! One real `mongod` process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
@@ -19,6 +19,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Mongod {
     process: Process,
+    binary: PathBuf,
     port: u16,
     args: Vec<String>,
     folder: Folder,
@@ -27,16 +28,18 @@ pub struct Mongod {
 }
 
 impl Mongod {
-    /// Starts a server with further arguments and waits until it listens.
+    /// Starts a server with further arguments and waits until it listens; of a version such as `4.4.2`, or of the one
+    /// that is tested with.
     ///
     /// # Panics
-    /// If there is no mongod binary, or the server does not come up; the message holds the end of its log.
-    pub async fn start(args: &[String]) -> Self {
+    /// If there is no such binary, or the server does not come up; the message holds the end of its log.
+    pub async fn start(version: Option<&str>, args: &[String]) -> Self {
+        let binary = version.map_or_else(find_mongod, fetched);
         let folder = Folder::new("mongod");
         std::fs::create_dir(folder.path().join("data")).expect("create the data folder");
         let port = free_port();
-        let process = spawn(&folder, port, args);
-        let mut mongod = Self { process, port, args: args.to_vec(), folder, log_from: 0 };
+        let process = spawn(&binary, &folder, port, args);
+        let mut mongod = Self { process, binary, port, args: args.to_vec(), folder, log_from: 0 };
         // Another process may take the port between our look and the server's bind.
         for _ in 0..5 {
             if mongod.listens().await {
@@ -50,7 +53,7 @@ impl Mongod {
 
     /// A server that belongs to no replica set, and so has no oplog.
     pub async fn standalone() -> Self {
-        Self::start(&[]).await
+        Self::start(None, &[]).await
     }
 
     /// `127.0.0.1:port`.
@@ -123,7 +126,7 @@ impl Mongod {
 
     fn spawn_again(&mut self) {
         self.log_from = log_since(&self.folder, 0).len();
-        self.process = spawn(&self.folder, self.port, &self.args);
+        self.process = spawn(&self.binary, &self.folder, self.port, &self.args);
     }
 
     /// The end of the server's log.
@@ -158,7 +161,7 @@ fn log_since(folder: &Folder, from: usize) -> String {
     String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned()
 }
 
-fn spawn(folder: &Folder, port: u16, args: &[String]) -> Process {
+fn spawn(binary: &Path, folder: &Folder, port: u16, args: &[String]) -> Process {
     let data = folder.path().join("data");
     let log = folder.path().join(LOG);
     let command = |command: &mut std::process::Command| {
@@ -171,7 +174,7 @@ fn spawn(folder: &Folder, port: u16, args: &[String]) -> Process {
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(args);
     };
-    Process::start(&find_mongod(), command, &log)
+    Process::start(binary, command, &log)
 }
 
 /// The server binary: `SNAPSYNC_MONGOD`, else on `PATH`, else the one `make mongod` fetched.
@@ -181,8 +184,21 @@ fn find_mongod() -> PathBuf {
         assert!(file.is_file(), "SNAPSYNC_MONGOD={} is not there", file.display());
         return file;
     }
-    let cached = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".cache/mongod/6.0.5/mongod");
+    let cached = cached("6.0.5");
     find_in_path("mongod").or_else(|| cached.is_file().then_some(cached)).unwrap_or_else(|| {
         panic!("no mongod: run `make mongod`, or set SNAPSYNC_MONGOD to the path of one")
     })
+}
+
+/// The server of this version that `scripts/fetch-mongod.sh` fetched.
+fn fetched(version: &str) -> PathBuf {
+    let file = cached(version);
+    assert!(file.is_file(), "no mongod {version}: run `scripts/fetch-mongod.sh {version}`");
+    file
+}
+
+fn cached(version: &str) -> PathBuf {
+    let cache = std::env::var_os("SNAPSYNC_CACHE").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".cache"));
+    cache.join("mongod").join(version).join("mongod")
 }

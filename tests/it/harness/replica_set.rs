@@ -24,11 +24,13 @@ pub struct ReplicaSetOptions {
     pub auth: Option<(String, String)>,
     /// Further arguments of `mongod`, such as `--setParameter enableTestCommands=1`.
     pub args: Vec<String>,
+    /// The server's version, such as `4.4.2`; `None` for the one that is tested with.
+    pub version: Option<&'static str>,
 }
 
 impl Default for ReplicaSetOptions {
     fn default() -> Self {
-        Self { members: 1, oplog_mb: 256, auth: None, args: Vec::new() }
+        Self { members: 1, oplog_mb: 256, auth: None, args: Vec::new(), version: None }
     }
 }
 
@@ -36,6 +38,12 @@ impl ReplicaSetOptions {
     /// With that many members.
     pub fn members(mut self, members: usize) -> Self {
         self.members = members;
+        self
+    }
+
+    /// With servers of this version, which must have been fetched.
+    pub fn version(mut self, version: &'static str) -> Self {
+        self.version = Some(version);
         self
     }
 
@@ -88,7 +96,8 @@ impl ReplicaSet {
             args.extend(["--auth".to_owned(), "--keyFile".to_owned(), file]);
         }
         args.extend(options.args.iter().cloned());
-        let members = join_all((0..options.members).map(|_| Mongod::start(&args))).await;
+        let members =
+            join_all((0..options.members).map(|_| Mongod::start(options.version, &args))).await;
         initiate(&name, &members).await;
         let primary = wait_members(&members).await;
         if let Some((user, password)) = &options.auth {

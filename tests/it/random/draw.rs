@@ -1,0 +1,159 @@
+//! Draws documents and updates from a seed. Few names and few values, so that they meet all the time.
+
+use bson::{Bson, DateTime, Document, Timestamp, doc};
+
+use crate::cases::documents::decimal;
+use crate::harness::Random;
+
+/// Names that are ordered in one way as text and in another as numbers, and words of the formats themselves.
+const NAMES: [&str; 14] = ["a", "b", "c", "z", "10", "9", "0", "1", "01", "2", "u", "s", "d", "i"];
+
+/// Draws from one generator.
+#[derive(Debug)]
+pub struct Draw {
+    /// Where chance comes from.
+    pub random: Random,
+}
+
+impl Draw {
+    /// The same seed gives the same draws.
+    pub fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed) }
+    }
+
+    /// One of these.
+    pub fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
+        let bound = u32::try_from(choices.len()).expect("few choices");
+        &choices[self.random.below(bound) as usize]
+    }
+
+    /// True so many times out of a hundred.
+    pub fn chance(&mut self, percent: u32) -> bool {
+        self.random.below(100) < percent
+    }
+
+    /// A field name.
+    pub fn name(&mut self) -> &'static str {
+        NAMES[self.random.below(NAMES.len() as u32) as usize]
+    }
+
+    /// A path of up to four names.
+    pub fn path(&mut self) -> String {
+        let parts = 1 + self.random.below(4).min(self.random.below(4));
+        let parts: Vec<&str> = (0..parts).map(|_| self.name()).collect();
+        parts.join(".")
+    }
+
+    /// Some paths of which none leads through another.
+    pub fn paths(&mut self, most: u32) -> Vec<String> {
+        let mut paths: Vec<String> = Vec::new();
+        for _ in 0..1 + self.random.below(most) {
+            let path = self.path();
+            let meets = |other: &String| {
+                let (short, long) =
+                    if other.len() < path.len() { (other, &path) } else { (&path, other) };
+                long == short || long.starts_with(&format!("{short}."))
+            };
+            if !paths.iter().any(meets) {
+                paths.push(path);
+            }
+        }
+        paths
+    }
+
+    /// A value of any type that can be written down; `depth` levels at the most.
+    pub fn value(&mut self, depth: u32) -> Bson {
+        let number = self.random.below(5).cast_signed();
+        match self.random.below(if depth > 0 { 16 } else { 10 }) {
+            0 => number.into(),
+            1 => i64::from(number).into(),
+            2 => f64::from(number).into(),
+            3 => decimal(["1.0", "1.00", "NaN", "-0", "7"][number as usize]),
+            4 => [f64::NAN, -0.0, 0.0, f64::INFINITY, 0.5][number as usize].into(),
+            5 => ["", "x", "a.b", "$x", "y"][number as usize].into(),
+            6 => [Bson::Null, Bson::MinKey, Bson::MaxKey, true.into(), false.into()]
+                [number as usize]
+                .clone(),
+            7 => DateTime::from_millis(i64::from(number) * 1000).into(),
+            8 => Timestamp { time: 1, increment: number as u32 }.into(),
+            9 => Bson::Array(Vec::new()),
+            10..13 => {
+                Bson::Array((0..self.random.below(5)).map(|_| self.value(depth - 1)).collect())
+            }
+            _ => self.fields(depth - 1).into(),
+        }
+    }
+
+    /// Fields of a document, in any order.
+    pub fn fields(&mut self, depth: u32) -> Document {
+        let mut document = Document::new();
+        for _ in 0..self.random.below(6) {
+            let name = self.name();
+            document.insert(name, self.value(depth));
+        }
+        document
+    }
+
+    /// A document with this `_id`.
+    pub fn document(&mut self, id: impl Into<Bson>) -> Document {
+        let mut document = doc! {"_id": id.into()};
+        document.extend(self.fields(3));
+        document
+    }
+
+    /// An update in the operator format as an oplog of before 5.0 holds it: in the order of bytes, or in none.
+    pub fn modifier(&mut self, by_bytes: bool) -> Document {
+        let (mut set, mut unset) = (Document::new(), Document::new());
+        let mut paths = self.paths(6);
+        paths.sort_by_cached_key(|path| path.split('.').map(str::to_owned).collect::<Vec<_>>());
+        if !by_bytes {
+            paths.reverse();
+        }
+        for path in paths {
+            if self.chance(70) {
+                set.insert(path, self.value(2));
+            } else {
+                unset.insert(path, true);
+            }
+        }
+        let mut modifier = doc! {"$v": 1};
+        if !set.is_empty() {
+            modifier.insert("$set", set);
+        }
+        if !unset.is_empty() {
+            modifier.insert("$unset", unset);
+        }
+        modifier
+    }
+
+    /// An update as clients write it: with operators, or a whole new document.
+    pub fn update(&mut self, id: impl Into<Bson>) -> Document {
+        if self.chance(10) {
+            return self.document(id);
+        }
+        let mut update = Document::new();
+        for path in self.paths(5) {
+            let number = Bson::from(self.random.below(9).cast_signed());
+            let (operator, operand) = match self.random.below(14) {
+                0..4 => ("$set", self.value(2)),
+                4..6 => ("$unset", "".into()),
+                6 => ("$inc", number),
+                7 => ("$mul", number),
+                8 => ("$max", self.value(1)),
+                9 => ("$min", self.value(1)),
+                10 => ("$push", doc! {"$each": [self.value(1), number], "$slice": -4}.into()),
+                11 => ("$pull", number),
+                12 => ("$addToSet", self.value(1)),
+                _ => ("$pop", 1.into()),
+            };
+            let operand = Bson::Document(doc! {path: operand});
+            match update.get_document_mut(operator) {
+                Ok(there) => there.extend(operand.as_document().expect("just made").clone()),
+                Err(_) => {
+                    update.insert(operator, operand);
+                }
+            }
+        }
+        update
+    }
+}
