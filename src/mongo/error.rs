@@ -134,12 +134,18 @@ fn classify(error: &DriverError) -> Failure {
         ErrorKind::Io(_)
         | ErrorKind::ConnectionPoolCleared { .. }
         | ErrorKind::DnsResolve { .. } => Failure::Unreachable,
+        ErrorKind::ServerSelection { message, .. } if is_too_old(message) => Failure::Other,
         // The driver hides a failed authentication of its monitors' peers inside a selection error.
         ErrorKind::ServerSelection { .. } => Failure::Unreachable,
         ErrorKind::Authentication { .. } => Failure::Authentication,
         ErrorKind::Command(error) => failure_of_code(error.code),
         _ => Failure::Other,
     }
+}
+
+/// Whether the driver found a server that speaks only an older protocol than itself.
+fn is_too_old(selection: &str) -> bool {
+    selection.contains("reports wire version")
 }
 
 /// A text for `error` that never holds document contents or credentials.
@@ -161,6 +167,11 @@ pub fn describe(error: &DriverError) -> String {
             .to_owned(),
         ErrorKind::Io(error) => format!("connection lost: {error}"),
         ErrorKind::ConnectionPoolCleared { .. } => "connection lost: the server went away".into(),
+        ErrorKind::ServerSelection { message, .. } if is_too_old(message) => {
+            "a server of the deployment is older than MongoDB 4.4, with which snapsync cannot \
+             speak; upgrade it to 4.4 or later"
+                .to_owned()
+        }
         ErrorKind::ServerSelection { message, .. } => format!("no suitable server: {message}"),
         ErrorKind::DnsResolve { message, .. } => format!("host name not resolved: {message}"),
         ErrorKind::InvalidTlsConfig { message, .. } => format!("TLS: {message}"),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bson::RawDocument;
+use bson::{RawDocument, RawDocumentBuf};
 
 use super::element::{Elements, Value};
 use super::entry::{DecodeError, Kind, Operation};
@@ -23,8 +23,19 @@ impl<'a> Transaction<'a> {
     pub(super) fn of(part: &Part<'a>) -> Result<Self, DecodeError> {
         let parts = vec![Cow::Borrowed(part.operations)];
         let mut share = Self { parts, len: 0 };
-        share.len = share.operations().try_fold(0, |len, operation| operation.map(|_| len + 1))?;
+        share.len = share.count()?;
         Ok(share)
+    }
+
+    /// The operations of this array, which was one entry's share.
+    pub(super) fn owning(operations: RawDocumentBuf) -> Result<Self, DecodeError> {
+        let mut share = Self { parts: vec![Cow::Owned(operations)], len: 0 };
+        share.len = share.count()?;
+        Ok(share)
+    }
+
+    fn count(&self) -> Result<usize, DecodeError> {
+        self.operations().try_fold(0, |len, operation| operation.map(|_| len + 1))
     }
 }
 
@@ -161,7 +172,7 @@ fn count(value: Value<'_>) -> Result<i64, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{RawDocumentBuf, rawdoc};
+    use bson::rawdoc;
 
     fn insert(id: i64) -> RawDocumentBuf {
         rawdoc! { "op": "i", "ns": "a.b", "o": { "_id": id } }

@@ -15,6 +15,7 @@ pub mod element;
 pub mod entry;
 pub mod id_key;
 mod modifier;
+pub mod overflow;
 pub mod txn;
 pub mod update;
 

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use bson::Uuid;
 use tokio::task::JoinSet;
 
+use super::changes::{Change, Changes};
 use super::chunk::{Conflict, put_all, remove_all};
 use super::conflicts::Conflicts;
-use super::plan::{Change, Changes, CollectionChange, Definition, Plan, Stage, Step};
+use super::plan::{CollectionChange, Definition, Plan, PlanError, Stage, Step};
 use crate::catalogue::Collection;
 use crate::mongo::Error;
 use crate::oplog::diff::DiffError;
@@ -48,6 +49,9 @@ pub enum ApplyError {
         /// What was found.
         what: String,
     },
+    /// A part of a large transaction cannot be planned, although it could before.
+    #[error(transparent)]
+    Plan(PlanError),
     /// A task of ours failed.
     #[error("internal error: {0}")]
     Internal(String),
@@ -90,6 +94,14 @@ impl From<Stopped<Error>> for Stopped<ApplyError> {
     }
 }
 
+/// What one step of a plan leaves to the next ones.
+#[derive(Debug, Default)]
+struct Carried {
+    conflicts: Conflicts,
+    /// Collections whose indexes wait for the end of a tolerant window.
+    indexed: BTreeSet<Uuid>,
+}
+
 /// Applies plans to one target. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Applier {
@@ -116,35 +128,61 @@ impl Applier {
         tolerant: bool,
         stop: &Stop,
     ) -> Result<(), Stopped<ApplyError>> {
-        let mut conflicts = Conflicts::default();
-        let mut indexed = BTreeSet::new();
+        let mut carried = Carried::default();
         for step in plan.steps {
-            stop.check()?;
-            match step {
-                Step::Write(mut stage) => {
-                    conflicts
-                        .merge_into(&mut stage)
-                        .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;
-                    conflicts = self.write(stage, tolerant, stop).await?;
-                    // Strictly in order every stage ends in a state the source had, so nothing stays in the way.
-                    if !tolerant {
-                        std::mem::take(&mut conflicts).resolve(self, stop).await?;
-                    }
-                }
-                Step::Define(definition) => {
-                    if let Definition::Collection { uuid, change } = &definition {
-                        conflicts.forget_if_dropped(*uuid, change);
-                        if tolerant && matches!(change, CollectionChange::CreateIndexes { .. }) {
-                            indexed.insert(*uuid);
-                        }
-                    }
-                    self.define(definition, tolerant, stop).await?;
+            let Step::Large(mut large) = step else {
+                self.carry_out(step, &mut carried, tolerant, stop).await?;
+                continue;
+            };
+            loop {
+                let next = tokio::task::block_in_place(|| large.next(&self.selection));
+                let part = next.map_err(|error| Stopped::Failed(ApplyError::Plan(error)))?;
+                let Some(part) = part else { break };
+                for step in part.steps {
+                    self.carry_out(step, &mut carried, tolerant, stop).await?;
                 }
             }
         }
-        conflicts.resolve(self, stop).await?;
-        for uuid in indexed {
+        carried.conflicts.resolve(self, stop).await?;
+        for uuid in carried.indexed {
             self.complete_indexes(uuid, stop).await?;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(
+        &self,
+        step: Step,
+        carried: &mut Carried,
+        tolerant: bool,
+        stop: &Stop,
+    ) -> Result<(), Stopped<ApplyError>> {
+        stop.check()?;
+        let conflicts = &mut carried.conflicts;
+        match step {
+            Step::Write(mut stage) => {
+                conflicts
+                    .merge_into(&mut stage)
+                    .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;
+                *conflicts = self.write(stage, tolerant, stop).await?;
+                // Strictly in order every stage ends in a state the source had, so nothing stays in the way.
+                if !tolerant {
+                    std::mem::take(conflicts).resolve(self, stop).await?;
+                }
+            }
+            Step::Define(definition) => {
+                if let Definition::Collection { uuid, change } = &definition {
+                    conflicts.forget_if_dropped(*uuid, change);
+                    if tolerant && matches!(change, CollectionChange::CreateIndexes { .. }) {
+                        carried.indexed.insert(*uuid);
+                    }
+                }
+                self.define(definition, tolerant, stop).await?;
+            }
+            Step::Large(_) => {
+                let text = "a large transaction within another one".to_owned();
+                return Err(Stopped::Failed(ApplyError::Internal(text)));
+            }
         }
         Ok(())
     }

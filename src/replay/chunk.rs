@@ -6,7 +6,7 @@ use bson::{RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
 use futures_util::StreamExt;
 
 use super::apply::ApplyError;
-use super::plan::{Change, patched};
+use super::changes::{Change, patched};
 use crate::mongo::{Error, Side};
 use crate::oplog::document;
 use crate::oplog::element::Value;

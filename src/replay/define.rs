@@ -246,7 +246,12 @@ impl Applier {
         let found = self.store.read().collections.get(&uuid).cloned();
         let Some(mut collection) = found else { return Ok(()) };
         let indexes_built = self.store.read().indexes_built;
-        let immediate = note_modification(&mut collection, &changes, indexes_built);
+        let immediate = note_modification(
+            &mut collection,
+            &changes,
+            indexes_built,
+            self.definer.never_expires(),
+        );
         if !immediate.is_empty() && collection.target_uuid.is_some() {
             let name = &collection.target;
             let stored = name.collection.strip_prefix("system.buckets.");
@@ -369,12 +374,13 @@ fn note_modification(
     collection: &mut Collection,
     changes: &Document,
     indexes_built: bool,
+    never_expires: i32,
 ) -> Document {
     let mut immediate = Document::new();
     for (key, value) in changes {
         match (key.as_str(), value) {
             ("index", bson::Bson::Document(change)) => {
-                let change = note_index(collection, change);
+                let change = note_index(collection, change, never_expires);
                 if indexes_built && change.len() > 1 {
                     immediate.insert("index", change);
                 }
@@ -404,7 +410,7 @@ fn note_modification(
 }
 
 /// Notes a change of an index; returns the change as it is made on the target now.
-fn note_index(collection: &mut Collection, change: &Document) -> Document {
+fn note_index(collection: &mut Collection, change: &Document, never_expires: i32) -> Document {
     let by_name = change.get_str("name").ok();
     let by_key = change.get_document("keyPattern").ok();
     let mut immediate = change.clone();
@@ -431,7 +437,7 @@ fn note_index(collection: &mut Collection, change: &Document) -> Document {
             }
         }
         if change.contains_key("expireAfterSeconds") {
-            immediate.insert("expireAfterSeconds", crate::target::definitions::NEVER_EXPIRES);
+            immediate.insert("expireAfterSeconds", never_expires);
         }
     }
     immediate
@@ -457,7 +463,7 @@ mod tests {
     fn a_validator_is_noted_and_set() {
         let mut collection = collection();
         let changes = doc! { "validator": { "a": 1 }, "validationLevel": "off" };
-        assert_eq!(note_modification(&mut collection, &changes, true), changes);
+        assert_eq!(note_modification(&mut collection, &changes, true, i32::MAX), changes);
         assert_eq!(collection.options.0, changes);
     }
 
@@ -465,19 +471,18 @@ mod tests {
     fn an_index_that_is_not_built_yet_is_only_noted() {
         let mut collection = collection();
         let changes = doc! { "index": { "name": "x_1", "hidden": true } };
-        assert_eq!(note_modification(&mut collection, &changes, false), doc! {});
+        assert_eq!(note_modification(&mut collection, &changes, false, i32::MAX), doc! {});
         assert!(collection.indexes["x_1"].0.get_bool("hidden").unwrap());
-        assert_eq!(note_modification(&mut collection, &changes, true), changes);
+        assert_eq!(note_modification(&mut collection, &changes, true, i32::MAX), changes);
     }
 
     #[test]
     fn expiry_is_noted_and_held_back() {
         let mut collection = collection();
         let changes = doc! { "index": { "keyPattern": { "x": 1 }, "expireAfterSeconds": 5_i64 } };
-        let now = note_modification(&mut collection, &changes, true);
-        let never = crate::target::definitions::NEVER_EXPIRES;
+        let now = note_modification(&mut collection, &changes, true, i32::MAX);
         let index = now.get_document("index").unwrap();
-        assert_eq!(index.get_i32("expireAfterSeconds").unwrap(), never);
+        assert_eq!(index.get_i32("expireAfterSeconds").unwrap(), i32::MAX);
         assert_eq!(collection.indexes["x_1"].0.get_i64("expireAfterSeconds").unwrap(), 5);
     }
 }

@@ -1,7 +1,8 @@
 //! Carrying the source's changes out on the target, window by window: [`window`] gathers oplog entries, [`plan`]
-//! folds them to their net effect (pure), [`apply`] writes documents, [`define`] carries out definitions.
+//! and [`changes`] fold them to their net effect (pure), [`apply`] writes documents, [`define`] carries out definitions.
 
 pub mod apply;
+pub mod changes;
 mod chunk;
 mod conflicts;
 pub mod define;

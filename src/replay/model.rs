@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bson::{RawDocumentBuf, Timestamp, Uuid, rawdoc};
 use proptest::prelude::*;
 
-use super::plan::{Change, Definition, Plan, Step, patched};
+use super::changes::{Change, patched};
+use super::plan::{Definition, Plan, Step};
 use super::window::{ResumePoint, WindowBuilder};
 use crate::oplog::{diff, document};
 use crate::position::{OpTime, Ts};
@@ -162,7 +163,7 @@ fn carry_out(world: &mut World, plan: Plan) -> usize {
                 definitions += 1;
                 continue;
             }
-            Step::Define(other) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         for (uuid, changes) in stage.collections {
             let documents = world.entry(uuid).or_default();

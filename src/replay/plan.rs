@@ -6,20 +6,18 @@
 
 use std::collections::HashMap;
 
-use bson::{Document, RawDocument, RawDocumentBuf, Uuid};
+use bson::{Document, RawDocument, Uuid};
 
+use super::changes::Changes;
 use super::scope::Scope;
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
 use crate::oplog::diff::DiffError;
-use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::entry::DecodeError;
 use crate::oplog::entry::{Kind, Operation};
-use crate::oplog::id_key::IdKey;
-use crate::oplog::update::Update;
+use crate::oplog::overflow::{LargeTransaction, PartError};
 use crate::selection::Selection;
-use crate::target::statements::single;
 
 /// One window's work, in order.
 #[derive(Debug, Default)]
@@ -39,6 +37,34 @@ pub enum Step {
     Write(Stage),
     /// A definition, to be carried out alone.
     Define(Definition),
+    /// A transaction that is not held in memory: a run of plans, to be carried out one after another.
+    Large(LargeStep),
+}
+
+/// A transaction that is planned part by part.
+#[derive(Debug)]
+pub struct LargeStep {
+    transaction: LargeTransaction,
+    scope: Scope,
+    /// Names on the source of the collections that it creates.
+    created: Vec<Namespace>,
+    defines: bool,
+}
+
+impl LargeStep {
+    /// The plan of the next part; `None` behind the last one. Parts may be carried out one after another: a
+    /// transaction held its unique keys for itself from the moment it wrote them.
+    ///
+    /// # Errors
+    /// The place where it is kept.
+    pub fn next(&mut self, selection: &Selection) -> Result<Option<Plan>, PlanError> {
+        let Some(part) = self.transaction.next_part()? else { return Ok(None) };
+        let mut plan = Plan::default();
+        for operation in part.operations() {
+            plan.add(&operation?, selection, &self.scope)?;
+        }
+        Ok(Some(plan))
+    }
 }
 
 /// Net changes by collection.
@@ -46,75 +72,6 @@ pub enum Step {
 pub struct Stage {
     /// By the collection's UUID on the source.
     pub collections: HashMap<Uuid, Changes>,
-}
-
-/// Net changes of one collection, in the order in which the documents were first touched.
-#[derive(Debug, Default)]
-pub struct Changes {
-    changes: Vec<Change>,
-    places: HashMap<IdKey, usize>,
-    /// Which of them were removed and then inserted again: after how many changes, and as which of these.
-    again: HashMap<usize, (usize, usize)>,
-    inserted_again: usize,
-}
-
-/// What a window did to one document.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// The document is this now.
-    Put {
-        /// The whole document.
-        document: RawDocumentBuf,
-        /// It was inserted within the window, so that most likely nobody has its `_id` on the target.
-        fresh: bool,
-    },
-    /// These updates apply, in order, to whatever the document was before; nothing if it is not there.
-    Patch {
-        /// `{_id}` of the document.
-        id: RawDocumentBuf,
-        /// In either format.
-        updates: Vec<Update>,
-    },
-    /// The document is gone.
-    Remove {
-        /// `{_id}` of the document.
-        id: RawDocumentBuf,
-    },
-}
-
-impl Change {
-    /// Bytes to send for it, about.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Put { document, .. } => document.as_bytes().len(),
-            Self::Patch { id, updates } => {
-                id.as_bytes().len() + updates.iter().map(Update::bytes).sum::<usize>()
-            }
-            Self::Remove { id } => id.as_bytes().len(),
-        }
-    }
-
-    /// What tells changes apart that one command cannot make in their order.
-    #[must_use]
-    pub fn kind(&self) -> impl PartialEq + use<> {
-        (std::mem::discriminant(self), self.is_insert())
-    }
-
-    /// Whether it is a document that is not there yet, and that an insert does not change.
-    #[must_use]
-    pub fn is_insert(&self) -> bool {
-        match self {
-            Self::Put { document, fresh } => *fresh && !document::shape(document).zero_timestamp,
-            Self::Patch { .. } | Self::Remove { .. } => false,
-        }
-    }
-
-    /// Whether the document is to be removed.
-    #[must_use]
-    pub fn is_removal(&self) -> bool {
-        matches!(self, Self::Remove { .. })
-    }
 }
 
 /// A definition with everything it needs, independent of the entry it came from.
@@ -154,6 +111,16 @@ pub enum Definition {
         /// Name on the source.
         database: String,
     },
+}
+
+impl Definition {
+    /// The name on the source of the collection that it creates.
+    fn created(&self) -> Option<&Namespace> {
+        match self {
+            Self::Collection { change: CollectionChange::Create { name, .. }, .. } => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// What was done to a collection.
@@ -208,6 +175,9 @@ pub enum PlanError {
         /// Why.
         source: DiffError,
     },
+    /// A large transaction cannot be had back from where it was put.
+    #[error(transparent)]
+    Part(#[from] PartError),
     /// Known, but not carried by this version.
     #[error("{what} on {namespace} is not supported by this version of snapsync")]
     Unsupported {
@@ -222,18 +192,21 @@ impl Plan {
     /// Whether it holds a definition, so that the catalogue changes with it.
     #[must_use]
     pub fn defines(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Define(_)))
+        self.steps.iter().any(|step| match step {
+            Step::Define(_) => true,
+            Step::Large(large) => large.defines,
+            Step::Write(_) => false,
+        })
     }
 
     /// Names on the target of the collections that it creates.
     pub fn created<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = Namespace> + 'a {
-        self.steps.iter().filter_map(|step| match step {
-            Step::Define(Definition::Collection {
-                change: CollectionChange::Create { name, .. },
-                ..
-            }) => Some(selection.target_of(name)),
-            _ => None,
-        })
+        let created = self.steps.iter().filter_map(|step| match step {
+            Step::Define(definition) => definition.created().map(|name| vec![name]),
+            Step::Large(large) => Some(large.created.iter().collect()),
+            Step::Write(_) => None,
+        });
+        created.flatten().map(|name| selection.target_of(name))
     }
 
     /// Adds one operation, in the order of the oplog.
@@ -284,6 +257,33 @@ impl Plan {
         Ok(())
     }
 
+    /// Adds a transaction that is not held in memory, once all of it is known to be understood.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn add_large(
+        &mut self,
+        transaction: LargeTransaction,
+        selection: &Selection,
+        scope: &Scope,
+    ) -> Result<(), PlanError> {
+        let scope = scope.clone();
+        let mut step = LargeStep { transaction, scope, created: Vec::new(), defines: false };
+        step.transaction.rewind().map_err(PartError::from)?;
+        while let Some(part) = step.next(selection)? {
+            self.operations += part.operations;
+            step.defines |= part.defines();
+            let created = part.steps.iter().filter_map(|step| match step {
+                Step::Define(definition) => definition.created().cloned(),
+                _ => None,
+            });
+            step.created.extend(created);
+        }
+        step.transaction.rewind().map_err(PartError::from)?;
+        self.steps.push(Step::Large(step));
+        Ok(())
+    }
+
     fn add_change(&mut self, operation: &Operation<'_>) -> Result<(), PlanError> {
         let Some(uuid) = operation.ui else {
             return Err(unsupported("an operation without a collection UUID", operation));
@@ -303,165 +303,6 @@ impl Plan {
 
 fn unsupported(what: &str, operation: &Operation<'_>) -> PlanError {
     PlanError::Unsupported { what: what.to_owned(), namespace: operation.ns.to_owned() }
-}
-
-impl Changes {
-    /// Net changes in order.
-    pub fn into_changes(self) -> impl Iterator<Item = Change> {
-        self.changes.into_iter()
-    }
-
-    /// The changes as a collection takes them whose documents have an order. A document that was removed and inserted
-    /// again stands behind all that were there before that, so it is removed at first. In a tolerant window that goes
-    /// for every document that was inserted: it may be there already, behind others that come before it.
-    #[must_use]
-    pub fn into_ordered(self, tolerant: bool) -> Vec<Change> {
-        let mut first = Vec::new();
-        let mut ordered = Vec::with_capacity(self.changes.len());
-        for (place, change) in self.changes.into_iter().enumerate() {
-            let later = self.again.get(&place).copied();
-            if let Change::Put { document, fresh } = &change
-                && (later.is_some() || (tolerant && *fresh))
-                && let Some(id) = document::id(document)
-            {
-                first.push(Change::Remove { id: single("_id", id) });
-            }
-            ordered.push((later.unwrap_or((place, 0)), change));
-        }
-        ordered.sort_by_key(|(order, _)| *order);
-        first.extend(ordered.into_iter().map(|(_, change)| change));
-        first
-    }
-
-    /// Number of documents concerned.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.places.len()
-    }
-
-    /// Whether nothing is left to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    /// Puts a document that an earlier stage could not place before everything this stage does to it.
-    ///
-    /// # Errors
-    /// A diff that cannot be applied.
-    pub fn put_before(&mut self, key: IdKey, document: RawDocumentBuf) -> Result<(), DiffError> {
-        let Some(place) = self.places.get(&key).copied() else {
-            self.put(key, document, false);
-            return Ok(());
-        };
-        // A later put or removal overrides it.
-        if let Change::Patch { updates, .. } = &self.changes[place] {
-            let document = patched(document, updates)?;
-            self.changes[place] = Change::Put { document, fresh: false };
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, operation: &Operation<'_>) -> Result<usize, PlanError> {
-        match operation.kind {
-            Kind::Insert { id, doc } => {
-                let document = doc.to_owned();
-                let bytes = document.as_bytes().len();
-                self.put(IdKey::new(id), document, true);
-                Ok(bytes)
-            }
-            Kind::Replace { id, doc } => {
-                let document = doc.to_owned();
-                let bytes = document.as_bytes().len();
-                self.put(IdKey::new(id), document, false);
-                Ok(bytes)
-            }
-            Kind::Diff { id, diff } => self.update(operation, id, Update::Diff(diff)),
-            Kind::LegacyModify { id, modifier } => {
-                self.update(operation, id, Update::Modifier(modifier))
-            }
-            Kind::Delete { id } => {
-                let id_document = single("_id", id);
-                let bytes = id_document.as_bytes().len();
-                self.remove(IdKey::new(id), id_document);
-                Ok(bytes)
-            }
-            Kind::Noop | Kind::Command { .. } => Ok(0),
-        }
-    }
-
-    fn put(&mut self, key: IdKey, document: RawDocumentBuf, inserted: bool) {
-        match self.places.get(&key) {
-            Some(place) => {
-                let place = *place;
-                let fresh = matches!(self.changes[place], Change::Put { fresh: true, .. });
-                if inserted && self.changes[place].is_removal() {
-                    self.inserted_again += 1;
-                    self.again.insert(place, (self.changes.len() - 1, self.inserted_again));
-                }
-                self.changes[place] = Change::Put { document, fresh };
-            }
-            None => {
-                self.places.insert(key, self.changes.len());
-                self.changes.push(Change::Put { document, fresh: inserted });
-            }
-        }
-    }
-
-    fn update(
-        &mut self,
-        operation: &Operation<'_>,
-        id: Value<'_>,
-        update: Update<&RawDocument>,
-    ) -> Result<usize, PlanError> {
-        self.patch(IdKey::new(id), || single("_id", id), update)
-            .map_err(|source| PlanError::Update { namespace: operation.ns.to_owned(), source })
-    }
-
-    fn patch(
-        &mut self,
-        key: IdKey,
-        id: impl FnOnce() -> RawDocumentBuf,
-        update: Update<&RawDocument>,
-    ) -> Result<usize, DiffError> {
-        let bytes = update.bytes();
-        match self.places.get(&key).map(|place| &mut self.changes[*place]) {
-            Some(Change::Put { document, .. }) => *document = update.apply(document)?,
-            Some(Change::Patch { updates, .. }) => updates.push(update.to_kept()),
-            // An update of what is not there changes nothing: the copy, or a later entry, has its result.
-            Some(Change::Remove { .. }) => {}
-            None => {
-                self.places.insert(key, self.changes.len());
-                let updates = vec![update.to_kept()];
-                self.changes.push(Change::Patch { id: id(), updates });
-            }
-        }
-        Ok(bytes)
-    }
-
-    fn remove(&mut self, key: IdKey, id: RawDocumentBuf) {
-        match self.places.get(&key) {
-            Some(place) => self.changes[*place] = Change::Remove { id },
-            None => {
-                self.places.insert(key, self.changes.len());
-                self.changes.push(Change::Remove { id });
-            }
-        }
-    }
-}
-
-/// The document after these updates.
-///
-/// # Errors
-/// One that cannot be applied.
-pub fn patched(
-    mut document: RawDocumentBuf,
-    updates: &[Update],
-) -> Result<RawDocumentBuf, DiffError> {
-    for update in updates {
-        document = update.apply(&document)?;
-    }
-    Ok(document)
 }
 
 /// What a command entry defines, if it concerns the selection.
@@ -555,38 +396,5 @@ fn view_change(
             Err(unsupported("a partial update of a view's definition", operation))
         }
         Kind::Noop | Kind::Command { .. } => Ok(None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bson::rawdoc;
-
-    /// What becomes of the documents: `+` for a put, `-` for a removal, in order.
-    fn ordered(tolerant: bool) -> Vec<String> {
-        let mut changes = Changes::default();
-        let id = |n: i32| rawdoc! { "_id": n };
-        let key = |n: i32| document::id(&id(n)).map(IdKey::new).unwrap();
-        changes.put(key(1), id(1), true);
-        changes.remove(key(2), id(2));
-        changes.put(key(3), id(3), false);
-        changes.put(key(2), id(2), true);
-        changes.put(key(4), id(4), true);
-        changes.remove(key(5), id(5));
-        let text = |change: Change| {
-            let sign = if change.is_removal() { '-' } else { '+' };
-            let (Change::Put { document: id, .. }
-            | Change::Patch { id, .. }
-            | Change::Remove { id }) = change;
-            format!("{sign}{}", id.get_i32("_id").unwrap())
-        };
-        changes.into_ordered(tolerant).into_iter().map(text).collect()
-    }
-
-    #[test]
-    fn a_document_inserted_again_stands_behind_those_before() {
-        assert_eq!(ordered(false), ["-2", "+1", "+3", "+2", "+4", "-5"]);
-        assert_eq!(ordered(true), ["-1", "-2", "-4", "+1", "+3", "+2", "+4", "-5"]);
     }
 }

@@ -5,6 +5,7 @@ use bson::RawDocument;
 use super::plan::{Plan, PlanError};
 use super::scope::Scope;
 use crate::oplog::entry::{DecodeError, Entry};
+use crate::oplog::overflow::{OverflowError, PartError, Spill};
 use crate::oplog::txn::{Assembled, Assembler, TxnError};
 use crate::position::{OpTime, Ts};
 use crate::selection::Selection;
@@ -54,6 +55,18 @@ pub struct EntryError {
     pub source: EntryProblem,
 }
 
+impl EntryError {
+    /// Whether nothing is wrong with the entry, but with where large transactions are kept.
+    #[must_use]
+    pub fn overflow(&self) -> Option<&OverflowError> {
+        match &self.source {
+            EntryProblem::Transaction(TxnError::Overflow(error))
+            | EntryProblem::Plan(PlanError::Part(PartError::Overflow(error))) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// What is wrong with an entry.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryProblem {
@@ -99,6 +112,13 @@ impl WindowBuilder {
         self.scope = scope;
     }
 
+    /// With a place for transactions that are too large for memory.
+    #[must_use]
+    pub fn with_spill(mut self, spill: Spill) -> Self {
+        self.assembler = self.assembler.with_spill(spill);
+        self
+    }
+
     /// Takes the next entry.
     ///
     /// # Errors
@@ -137,6 +157,9 @@ impl WindowBuilder {
             Assembled::Nothing => {}
             Assembled::One(operation) => {
                 window.plan.add(&operation, &self.selection, &self.scope)?
+            }
+            Assembled::Large(transaction) => {
+                window.plan.add_large(transaction, &self.selection, &self.scope)?;
             }
             Assembled::Many(transaction) => {
                 for operation in transaction.operations() {

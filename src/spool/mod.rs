@@ -17,6 +17,7 @@
 mod format;
 #[cfg(test)]
 mod model;
+mod overflow;
 mod reader;
 mod recover;
 mod segment;
@@ -27,6 +28,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use overflow::OverflowDirectory;
 pub use reader::{Batch, SpoolReader};
 pub use space::free_space_limit;
 pub use writer::{SpoolLimits, SpoolWriter};

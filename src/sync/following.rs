@@ -12,7 +12,9 @@ use super::mending::Mending;
 use super::phase::{Event, Phase};
 use super::track::{Carried, Track};
 use crate::exit::{Code, Exit};
+use crate::oplog::overflow::PartError;
 use crate::replay::apply::ApplyError;
+use crate::replay::plan::PlanError;
 use crate::retry::Stopped;
 use crate::source::tail::TailError;
 use crate::status::{State, WallTime, WindowReport};
@@ -45,6 +47,9 @@ impl From<Stopped<ApplyError>> for Interrupted {
             {
                 Self::Diverged { collections, what }
             }
+            Stopped::Failed(ApplyError::Plan(PlanError::Part(PartError::Overflow(error)))) => {
+                Self::Exit(Exit::new(Code::Disk, error.to_string()))
+            }
             Stopped::Failed(error) => Self::Halt {
                 reason: error.to_string(),
                 remedy: "find out what else writes to the target; see docs/limits.md".into(),
@@ -65,13 +70,15 @@ pub struct Follower {
 
 impl Follower {
     /// Goes on from the durable resume point.
-    #[must_use]
-    pub fn new(context: Context) -> Self {
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn new(context: Context) -> Result<Self, Interrupted> {
         context.settled.store(false, Ordering::Relaxed);
-        let mut track = Track::new(&context);
+        let mut track = Track::new(&context)?;
         track.set_scope(context.catalogue.read().scope());
         context.standing.resumes_at(track.resume());
-        Self { track, mending: Mending::default(), settled: false, context }
+        Ok(Self { track, mending: Mending::default(), settled: false, context })
     }
 
     /// Follows until interrupted. What goes on beside it has ended when this returns.

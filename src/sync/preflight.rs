@@ -40,7 +40,7 @@ impl Check {
     }
 }
 
-const OLDEST: Version = Version(4, 2, 0);
+const OLDEST: Version = Version(4, 4, 0);
 /// From here on untested: accepted with a warning.
 const UNTESTED: Version = Version(6, 1, 0);
 
@@ -306,7 +306,8 @@ mod tests {
 
     #[test]
     fn old_and_untested_versions_are_told_apart() {
-        assert_eq!(version(Side::Source, Version(4, 0, 28)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(4, 2, 24)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(4, 4, 0)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(6, 0, 27)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(7, 0, 0)).verdict, Verdict::Warn);
     }

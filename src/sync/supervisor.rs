@@ -225,7 +225,10 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
             Err(interrupted) => interrupted,
         }),
         Phase::CatchingUp { .. } | Phase::Live { .. } => Some(match prepare(context, stop).await {
-            Ok(feed) => Box::pin(Follower::new(context.clone()).run(feed, stop)).await,
+            Ok(feed) => match Follower::new(context.clone()) {
+                Ok(follower) => Box::pin(follower.run(feed, stop)).await,
+                Err(interrupted) => interrupted,
+            },
             Err(interrupted) => interrupted,
         }),
     }

@@ -5,18 +5,25 @@
 //! Each has a record and a catalogue of its own, which its context holds.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bson::RawDocument;
 
 use super::context::{Context, Interrupted};
 use super::feed::Entries;
 use super::record::Totals;
+use crate::exit::{Code, Exit};
 use crate::namespace::Namespace;
+use crate::oplog::overflow::Spill;
 use crate::position::{OpTime, Ts};
 use crate::replay::apply::Applier;
 use crate::replay::scope::Scope;
 use crate::replay::window::{EntryError, ResumePoint, Window, WindowBuilder};
+use crate::spool::OverflowDirectory;
 use crate::stop::Stop;
+
+/// The part of the memory that transactions may take that have not committed yet; what is more goes to the disk.
+const TRANSACTIONS_SHARE: u64 = 16;
 
 /// A replay and where it stands.
 #[derive(Debug)]
@@ -50,8 +57,10 @@ pub struct Carried {
 
 impl Track {
     /// Goes on from the durable resume point of this context.
-    #[must_use]
-    pub fn new(context: &Context) -> Self {
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn new(context: &Context) -> Result<Self, Interrupted> {
         let record = context.records.get();
         let resume = record.resume.unwrap_or_default();
         let consistent_from = record.phase.consistent_from().unwrap_or_default();
@@ -63,13 +72,19 @@ impl Track {
             selection: context.config.sync.selection.clone(),
             workers: context.tuning.get().replay_workers,
         };
-        Self {
+        let directory = context.config.state.directory.join("transactions");
+        let place = tokio::task::block_in_place(|| OverflowDirectory::open(&directory))
+            .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
+        let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;
+        let spill = Spill { place: Arc::new(place), memory_bytes_max };
+        let selection = context.config.sync.selection.clone();
+        Ok(Self {
             context: context.clone(),
             applier,
-            builder: WindowBuilder::new(context.config.sync.selection.clone(), resume),
+            builder: WindowBuilder::new(selection, resume).with_spill(spill),
             tolerant_until: consistent_from.max(intent),
             reach: intent,
-        }
+        })
     }
 
     /// Replays these only, from the next entry on.
@@ -90,7 +105,8 @@ impl Track {
     /// # Errors
     /// One of them cannot be carried.
     pub fn take(&mut self, entries: &Entries) -> Result<(), Interrupted> {
-        entries.try_each(|entry| self.push(entry))
+        // A large transaction goes to the disk.
+        tokio::task::block_in_place(|| entries.try_each(|entry| self.push(entry)))
     }
 
     /// Whether the window in the making may end, or was begun before a restart and has to go further.
@@ -176,6 +192,9 @@ impl Track {
 }
 
 fn cannot_carry(error: EntryError) -> Interrupted {
+    if let Some(overflow) = error.overflow() {
+        return Interrupted::Exit(Exit::new(Code::Disk, overflow.to_string()));
+    }
     Interrupted::Halt {
         reason: error.to_string(),
         remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),

@@ -23,13 +23,16 @@ const INDEX_CLASHES: [i32; 2] = [85, 86];
 
 /// The largest `expireAfterSeconds`: an index that never deletes. Held back until cutover, because the target's own TTL
 /// monitor would delete a document that the source is about to refresh.
-pub const NEVER_EXPIRES: i32 = i32::MAX;
+const NEVER_EXPIRES: i32 = i32::MAX;
+/// The same for servers that refuse more seconds than have passed since 1970. It deletes what was due in 1972.
+const NEVER_EXPIRES_BEFORE_5: i32 = 1_700_000_000;
 
 /// Defines things on one deployment.
 #[derive(Debug, Clone)]
 pub struct Definer {
     deployment: Deployment,
     checks_uuid: bool,
+    never_expires: i32,
     app_name: String,
     commands: Arc<AtomicU64>,
 }
@@ -40,13 +43,21 @@ impl Definer {
     pub fn new(deployment: Deployment, version: Version, app_name: String) -> Self {
         // collectionUUID came with 6.0.
         let checks_uuid = version >= Version(6, 0, 0);
-        Self { deployment, checks_uuid, app_name, commands: Arc::default() }
+        let never_expires =
+            if version >= Version(5, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_5 };
+        Self { deployment, checks_uuid, never_expires, app_name, commands: Arc::default() }
     }
 
     /// The deployment that is defined on.
     #[must_use]
     pub fn deployment(&self) -> &Deployment {
         &self.deployment
+    }
+
+    /// The `expireAfterSeconds` of an index that deletes nothing.
+    #[must_use]
+    pub fn never_expires(&self) -> i32 {
+        self.never_expires
     }
 
     /// Where to write a collection: its name, and its UUID where the server checks it.
@@ -278,7 +289,8 @@ impl Definer {
         specs: &[Document],
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        let specs: Vec<Document> = specs.iter().map(index_to_build).collect();
+        let specs: Vec<Document> =
+            specs.iter().map(|spec| index_to_build(spec, self.never_expires)).collect();
         let namespace = &place.namespace;
         let mut command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
         if let Some(uuid) = place.uuid {
@@ -393,8 +405,8 @@ fn tolerate(result: Result<Document, Stopped<Error>>, codes: &[i32]) -> Result<(
 
 /// A specification as `createIndexes` has to be told it. One without a collation is simple; left out of the command, it
 /// would become that of the collection.
-fn index_to_build(spec: &Document) -> Document {
-    let mut spec = held_back_index(spec);
+fn index_to_build(spec: &Document, never_expires: i32) -> Document {
+    let mut spec = held_back_index(spec, never_expires);
     // Indexes of version 1 have no collation, and none is taken for them.
     let version_one = spec.get("v").is_some_and(|v| *v == 1_i32.into() || *v == 1_i64.into());
     if !spec.contains_key("collation") && !version_one {
@@ -404,12 +416,12 @@ fn index_to_build(spec: &Document) -> Document {
 }
 
 /// An index specification as it is built while following: one that expires documents never does.
-fn held_back_index(spec: &Document) -> Document {
+fn held_back_index(spec: &Document, never_expires: i32) -> Document {
     let mut spec = spec.clone();
     // Stated by servers before 4.4, refused by later ones.
     spec.remove("ns");
     if spec.contains_key("expireAfterSeconds") {
-        spec.insert("expireAfterSeconds", NEVER_EXPIRES);
+        spec.insert("expireAfterSeconds", never_expires);
     }
     spec
 }
@@ -432,7 +444,7 @@ fn create_command(
         }
     }
     if let Some(id_index) = id_index {
-        command.insert("idIndex", held_back_index(id_index));
+        command.insert("idIndex", held_back_index(id_index, NEVER_EXPIRES));
     }
     command
 }
@@ -454,9 +466,10 @@ mod tests {
 
     #[test]
     fn what_expires_documents_is_held_back() {
-        let spec = held_back_index(&doc! { "v": 2, "ns": "a.b", "expireAfterSeconds": 5 });
+        let spec =
+            held_back_index(&doc! { "v": 2, "ns": "a.b", "expireAfterSeconds": 5 }, NEVER_EXPIRES);
         assert_eq!(spec, doc! { "v": 2, "expireAfterSeconds": NEVER_EXPIRES });
-        let built = index_to_build(&doc! { "v": 1, "key": {} });
+        let built = index_to_build(&doc! { "v": 1, "key": {} }, NEVER_EXPIRES);
         assert_eq!(built, doc! { "v": 1, "key": {} });
         let namespace = Namespace::new("a", "b");
         let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };

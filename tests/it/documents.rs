@@ -5,12 +5,13 @@ use bson::doc;
 
 use crate::cases;
 use crate::harness::{Daemon, DaemonOptions, Pair, ReplicaSet, assert_equal, quiesce};
-use crate::scenario::{Scenario, settle, while_stopped};
+use crate::scenario::{Scenario, known_to, settle, while_stopped};
 
 /// Does the same scenarios before the copy, while the target follows, and while the daemon is stopped; the database of
 /// a collection that differs says which of them it was.
-async fn run_everywhere(scenarios: &[Scenario], source: &ReplicaSet, target: &ReplicaSet) {
+pub async fn run_everywhere(scenarios: Vec<Scenario>, source: &ReplicaSet, target: &ReplicaSet) {
     let client = source.client();
+    let scenarios = &known_to(client, scenarios).await;
     for scenario in scenarios {
         for phase in ["before", "live", "folded"] {
             scenario.prepare(client, phase).await;
@@ -41,13 +42,13 @@ async fn run_everywhere(scenarios: &[Scenario], source: &ReplicaSet, target: &Re
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_write_of_a_document_arrives() {
     let Pair { source, target } = Pair::start().await;
-    run_everywhere(&cases::documents::all(), &source, &target).await;
+    run_everywhere(cases::documents::all(), &source, &target).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unique_keys_go_from_one_document_to_another() {
     let Pair { source, target } = Pair::start().await;
-    run_everywhere(&cases::unique::all(), &source, &target).await;
+    run_everywhere(cases::unique::all(), &source, &target).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

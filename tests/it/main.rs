@@ -28,3 +28,4 @@ mod restarts;
 mod scenario;
 mod selecting;
 mod transactions;
+mod versions;

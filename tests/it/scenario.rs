@@ -43,6 +43,42 @@ pub struct Scenario {
     pub after: Vec<Step>,
 }
 
+/// What servers of before a version do not know, as it stands in the text of a scenario.
+const NEEDS: [(&str, (i32, i32)); 15] = [
+    ("\"timeseries\"", (5, 0)),
+    ("\"$setField\"", (5, 0)),
+    ("\"$v\": Int32(2)", (5, 0)),
+    // Names that begin with a dollar.
+    ("\"$a\"", (5, 0)),
+    ("\"$c\"", (5, 0)),
+    ("\"$d\"", (5, 0)),
+    ("\"$x\"", (5, 0)),
+    ("\"$y\"", (5, 0)),
+    ("\"$z\"", (5, 0)),
+    ("doubled_and_dollar_names", (5, 0)),
+    ("\"clusteredIndex\"", (5, 3)),
+    ("\"changeStreamPreAndPostImages\"", (6, 0)),
+    ("\"cappedSize\"", (6, 0)),
+    ("\"prepareUnique\"", (6, 0)),
+    ("\"$unsetField\"", (5, 0)),
+];
+
+/// The scenarios that this server knows. Those that it does not are named.
+pub async fn known_to(client: &Client, scenarios: Vec<Scenario>) -> Vec<Scenario> {
+    let reply = client.database("admin").run_command(doc! {"buildInfo": 1}).await.unwrap();
+    let parts = reply.get_array("versionArray").unwrap();
+    let version = (parts[0].as_i32().unwrap(), parts[1].as_i32().unwrap());
+    let known = |scenario: &Scenario| {
+        let text = format!("{scenario:?}");
+        let missing = NEEDS.iter().find(|(word, since)| *since > version && text.contains(word));
+        if let Some((word, (major, minor))) = missing {
+            eprintln!("{}: skipped, {word} came with MongoDB {major}.{minor}", scenario.name);
+        }
+        missing.is_none()
+    };
+    scenarios.into_iter().filter(known).collect()
+}
+
 impl Scenario {
     /// Sets up what is there at first.
     pub async fn prepare(&self, client: &Client, database: &str) {

@@ -92,24 +92,29 @@ async fn assert_arrives(daemon: &mut Daemon, source: &ReplicaSet, target: &Repli
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_of_every_size_arrive_whole() {
     let Pair { source, target } = Pair::start().await;
+    run_everywhere(&source, &target).await;
+}
+
+/// The same transactions before the copy, while the target follows, and while the daemon is stopped.
+pub async fn run_everywhere(source: &ReplicaSet, target: &ReplicaSet) {
     for database in ["before", "live", "folded"] {
-        make(&source, database).await;
+        make(source, database).await;
     }
     let work = async |database: &str| {
         let committed = transaction(source.client(), database, &everywhere(1)).await;
         committed.unwrap().commit_transaction().await.unwrap();
         let aborted = transaction(source.client(), database, &everywhere(5)).await;
         aborted.unwrap().abort_transaction().await.unwrap();
-        commit_interleaved(&source, database).await;
-        commit_large_ones(&source, database).await;
+        commit_interleaved(source, database).await;
+        commit_large_ones(source, database).await;
     };
     work("before").await;
-    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
-    assert_arrives(&mut daemon, &source, &target).await;
+    let mut daemon = Daemon::start(DaemonOptions::new(source, target));
+    assert_arrives(&mut daemon, source, target).await;
     work("live").await;
-    assert_arrives(&mut daemon, &source, &target).await;
+    assert_arrives(&mut daemon, source, target).await;
     while_stopped(&mut daemon, work("folded")).await;
-    assert_arrives(&mut daemon, &source, &target).await;
+    assert_arrives(&mut daemon, source, target).await;
 }
 
 /// Prepares what a transaction has done; returns when.

@@ -87,16 +87,8 @@ fn creations() -> Vec<Scenario> {
                 insert("capped", rows(25)),
                 create("collation", doc! {"collation": collation()}),
                 insert("collation", vec![doc! {"_id": "a"}, doc! {"_id": "b", "n": 1}]),
-                create("clustered", clustered()),
-                fill("clustered"),
-                delete("clustered", doc! {"_id": {"$lt": 5}}),
-                create("clustered_expiring", expiring),
-                insert("clustered_expiring", vec![doc! {"_id": DateTime::now()}]),
                 create("validated", validator),
                 fill("validated"),
-                create("pre_images", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
-                fill("pre_images"),
-                update("pre_images", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
                 create(
                     "storage",
                     doc! {"storageEngine": {"wiredTiger": {"configString": "block_compressor=zlib"}}},
@@ -109,6 +101,26 @@ fn creations() -> Vec<Scenario> {
                 fill("dots.in.name"),
                 create("naïve \u{1F600} name", doc! {}),
                 fill("naïve \u{1F600} name"),
+            ],
+        ),
+        scenario(
+            "clustered",
+            vec![],
+            vec![
+                create("clustered", clustered()),
+                fill("clustered"),
+                delete("clustered", doc! {"_id": {"$lt": 5}}),
+                create("clustered_expiring", expiring),
+                insert("clustered_expiring", vec![doc! {"_id": DateTime::now()}]),
+            ],
+        ),
+        scenario(
+            "pre_images",
+            vec![],
+            vec![
+                create("pre_images", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
+                fill("pre_images"),
+                update("pre_images", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
             ],
         ),
         scenario(
@@ -333,7 +345,18 @@ fn copies() -> Vec<Scenario> {
                 add("a", 101),
                 Step::Run(doc! {"cloneCollectionAsCapped": "b", "toCollection": "c", "size": 4096}),
                 add("c", 102),
+            ],
+        ),
+        scenario(
+            "capped_limits",
+            vec![
+                create("c", doc! {"capped": true, "size": 4096, "max": 10}),
+                insert("c", rows(20)),
+            ],
+            vec![
                 modify("c", doc! {"cappedSize": 8192, "cappedMax": 15}),
+                insert("c", (20..40).map(|n| doc! {"_id": n}).collect()),
+                modify("c", doc! {"cappedMax": 5}),
                 add("c", 103),
             ],
         ),
@@ -441,20 +464,41 @@ fn apply_ops() -> Vec<Scenario> {
     let replacement = doc! {"op": "u", "ns": "a", "o2": {"_id": 2}, "o": {"_id": 2, "whole": 1}};
     let removal = doc! {"op": "d", "ns": "a", "o": {"_id": 3}};
     let command = |o: Document| doc! {"op": "c", "ns": "$cmd", "o": o};
-    vec![scenario(
-        "apply_ops",
+    let modifier = |id: i32, o: Document| doc! {"op": "u", "ns": "a", "o2": {"_id": id}, "o": o};
+    let old = scenario(
+        "apply_ops_of_old_servers",
         vec![fill("a")],
         vec![
-            Step::ApplyOps(vec![row(200)]),
-            Step::ApplyOps(vec![row(201), diff, replacement, removal, row(202)]),
             Step::ApplyOps(vec![
-                command(doc! {"create": "b", "capped": true, "size": 4096}),
-                row(203),
+                modifier(
+                    1,
+                    doc! {"$v": 1, "$set": {"b.c": 1, "n": "x", "z": [1]}, "$unset": {"a": true}},
+                ),
+                modifier(1, doc! {"$set": {"z.2": 1, "b.a": 2}}),
+                modifier(2, doc! {"$unset": {"n": true, "nothing.there": true}}),
             ]),
-            Step::ApplyOps(vec![command(
-                doc! {"collMod": "a", "validator": {"z": {"$exists": false}}},
-            )]),
-            Step::ApplyOps(vec![command(doc! {"drop": "b"}), row(204)]),
+            update("a", doc! {"_id": 1}, doc! {"$set": {"later": 1}}),
+            insert("a", vec![doc! {"_id": 300, "z": [1, {"k": 1}]}]),
+            Step::ApplyOps(vec![modifier(300, doc! {"$v": 1, "$set": {"z.1.k": 2, "z.1.l": 3}})]),
         ],
-    )]
+    );
+    vec![
+        old,
+        scenario(
+            "apply_ops",
+            vec![fill("a")],
+            vec![
+                Step::ApplyOps(vec![row(200)]),
+                Step::ApplyOps(vec![row(201), diff, replacement, removal, row(202)]),
+                Step::ApplyOps(vec![
+                    command(doc! {"create": "b", "capped": true, "size": 4096}),
+                    row(203),
+                ]),
+                Step::ApplyOps(vec![command(
+                    doc! {"collMod": "a", "validator": {"z": {"$exists": false}}},
+                )]),
+                Step::ApplyOps(vec![command(doc! {"drop": "b"}), row(204)]),
+            ],
+        ),
+    ]
 }

@@ -134,8 +134,8 @@ fn changes() -> Vec<Scenario> {
                 indexes(
                     "a",
                     vec![
-                        index("becomes_unique", doc! {"n": 1, "u": 1}, doc! {}),
                         index("becomes_ttl", doc! {"soon": 1}, doc! {}),
+                        index("ttl_of_long", doc! {"late": 1}, doc! {"expireAfterSeconds": 90_i64}),
                     ],
                 ),
             ],
@@ -147,18 +147,37 @@ fn changes() -> Vec<Scenario> {
                 modify("a", doc! {"validationAction": "warn"}),
                 insert("a", vec![doc! {"_id": "bad", "n": "no number"}]),
                 modify("a", doc! {"validator": {}, "validationLevel": "off"}),
-                modify("a", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
                 update("a", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
                 by_name("plain", doc! {"hidden": true}),
                 by_name("hidden", doc! {"hidden": false}),
                 by_name("ttl", doc! {"expireAfterSeconds": 10}),
-                by_name("becomes_ttl", doc! {"expireAfterSeconds": 1000}),
                 modify("a", doc! {"index": {"keyPattern": {"s": 1}, "hidden": true}}),
+                by_name("ttl_of_long", doc! {"expireAfterSeconds": 20}),
+                modify("a", doc! {}),
+            ],
+        ),
+        scenario(
+            "changed_since_6_0",
+            vec![
+                fill("a"),
+                indexes("a", kinds()),
+                indexes(
+                    "a",
+                    vec![
+                        index("becomes_unique", doc! {"n": 1, "u": 1}, doc! {}),
+                        index("becomes_ttl", doc! {"soon": 1}, doc! {}),
+                    ],
+                ),
+            ],
+            vec![
+                modify("a", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
+                update("a", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
+                by_name("becomes_ttl", doc! {"expireAfterSeconds": 1000}),
                 by_name("becomes_unique", doc! {"prepareUnique": true}),
                 by_name("becomes_unique", doc! {"unique": true}),
                 by_name("compound", doc! {"prepareUnique": true}),
                 by_name("compound", doc! {"prepareUnique": false}),
-                modify("a", doc! {}),
+                modify("a", doc! {"changeStreamPreAndPostImages": {"enabled": false}}),
             ],
         ),
         scenario(

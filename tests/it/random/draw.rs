@@ -21,12 +21,6 @@ impl Draw {
         Self { random: Random::new(seed) }
     }
 
-    /// One of these.
-    pub fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
-        let bound = u32::try_from(choices.len()).expect("few choices");
-        &choices[self.random.below(bound) as usize]
-    }
-
     /// True so many times out of a hundred.
     pub fn chance(&mut self, percent: u32) -> bool {
         self.random.below(100) < percent

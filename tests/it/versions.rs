@@ -1,0 +1,101 @@
+//! From every supported server version to every one that it may be followed to.
+
+use crate::cases;
+use crate::harness::{
+    Churn, Daemon, DaemonOptions, Mongod, Pair, ReplicaSetOptions, Workload, WorkloadOptions,
+    assert_equal, quiesce, wait_for,
+};
+use crate::scenario::settle;
+use crate::{definitions, documents, transactions};
+
+async fn pair(source: &'static str, target: &'static str) -> Pair {
+    let version = |version| ReplicaSetOptions::default().version(version);
+    Pair::with(version(source), version(target)).await
+}
+
+/// The scenarios of documents, and transactions.
+async fn documents_arrive(source: &'static str, target: &'static str) {
+    let Pair { source, target } = pair(source, target).await;
+    let scenarios = [cases::documents::all(), cases::unique::all()].concat();
+    documents::run_everywhere(scenarios, &source, &target).await;
+}
+
+async fn definitions_arrive(source: &'static str, target: &'static str) {
+    let Pair { source, target } = pair(source, target).await;
+    definitions::run_everywhere(&source, &target).await;
+}
+
+/// Transactions, and a daemon that is killed while everything is being written.
+async fn survives_kills(source: &'static str, target: &'static str) {
+    let Pair { source, target } = pair(source, target).await;
+    transactions::run_everywhere(&source, &target).await;
+    let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
+    let churn = Churn::start(source.client(), 7).await;
+    let mut daemon = Daemon::start(
+        DaemonOptions::new(&source, &target).toml("[target]\non_existing_data = \"drop\""),
+    );
+    for round in 1..=3 {
+        wait_for("some churn", std::time::Duration::from_secs(60), || async {
+            if churn.done() > round * 60 { Ok(()) } else { Err(churn.done().to_string()) }
+        })
+        .await;
+        daemon.kill9();
+        daemon.restart();
+    }
+    churn.stop().await;
+    workload.stop().await;
+    settle(&source).await;
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+}
+
+/// The driver cannot speak with them at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_before_4_4_are_refused_by_name() {
+    let member = ["--replSet".to_owned(), "old".to_owned()];
+    let (old, new) =
+        tokio::join!(Mongod::start(Some("4.2.6"), &member), crate::harness::ReplicaSet::single());
+    for (uri, side) in [
+        (format!("mongodb://{}/?replicaSet=old", old.host()), "source"),
+        (format!("mongodb://{}/?directConnection=true", old.host()), "target"),
+    ] {
+        let options = match side {
+            "source" => DaemonOptions::with_uris(&uri, &new.uri()),
+            _ => DaemonOptions::with_uris(&new.uri(), &uri),
+        };
+        let mut daemon = Daemon::start(options);
+        let status = daemon.wait_exit(std::time::Duration::from_secs(60)).await;
+        assert_eq!(status.code(), Some(78), "{}", daemon.log());
+        let said = daemon.log_lines("older than MongoDB 4.4");
+        assert!(said.iter().any(|line| line.contains(side)), "{}", daemon.log());
+    }
+}
+
+macro_rules! versions {
+    ($($name:ident: $source:literal to $target:literal;)*) => {$(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn documents_arrive() {
+                super::documents_arrive($source, $target).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn definitions_arrive() {
+                super::definitions_arrive($source, $target).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn survives_kills() {
+                super::survives_kills($source, $target).await;
+            }
+        }
+    )*};
+}
+
+versions! {
+    from_4_4_to_4_4: "4.4.2" to "4.4.2";
+    from_4_4_to_6_0: "4.4.2" to "6.0.5";
+    from_5_0_to_6_0: "5.0.4" to "6.0.5";
+    from_6_0_27_to_6_0_5: "6.0.27" to "6.0.5";
+    from_6_0_5_to_6_0_27: "6.0.5" to "6.0.27";
+}
