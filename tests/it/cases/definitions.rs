@@ -124,6 +124,24 @@ fn creations() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "capped",
+            vec![
+                create("log", doc! {"capped": true, "size": 100_000, "max": 20}),
+                insert("log", rows(15)),
+                create("small", doc! {"capped": true, "size": 4096}),
+                insert("small", rows(15)),
+            ],
+            vec![
+                insert("log", (15..50).map(|n| doc! {"_id": n, "n": n}).collect()),
+                update("log", doc! {"_id": 45}, doc! {"$set": {"n": -45}}),
+                insert("log", (50..53).map(|n| doc! {"_id": n}).collect()),
+                insert(
+                    "small",
+                    (15..120).map(|n| doc! {"_id": n, "pad": "x".repeat(90)}).collect(),
+                ),
+            ],
+        ),
+        scenario(
             "capped_overflow",
             vec![
                 create("log", doc! {"capped": true, "size": 100_000, "max": 20}),
@@ -428,13 +446,21 @@ fn series() -> Vec<Scenario> {
                 points(20, 60),
                 points(10, 15),
                 insert("s", vec![doc! {"t": at(-100_000), "x": 1}]),
+                indexes("s", vec![index("m_t", doc! {"m.k": 1, "t": 1}, doc! {})]),
+                modify("s", doc! {"timeseries": {"granularity": "minutes"}}),
+                points(60, 70),
+            ],
+        ),
+        scenario(
+            "series_changed",
+            vec![make(), points(0, 20)],
+            vec![
                 delete("s", doc! {"m.k": 1}),
                 Step::Run(doc! {"update": "s", "updates": [
                     {"q": {"m.k": 2}, "u": {"$set": {"m.k": 20}}, "multi": true},
                 ]}),
+                points(20, 40),
                 indexes("s", vec![index("m_x", doc! {"m.k": 1, "x": 1}, doc! {})]),
-                modify("s", doc! {"timeseries": {"granularity": "minutes"}}),
-                points(60, 70),
             ],
         ),
         scenario(

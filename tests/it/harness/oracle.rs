@@ -23,7 +23,8 @@ const TTL_HELD_BACK_MIN: i64 = 1_000_000_000;
 /// Panics, naming collections and `_id`s, unless every user database is equal on both sides. Allows what snapsync
 /// holds back until cutover. Both sides must be quiet: see [`quiesce`].
 pub async fn assert_equal(source: &ReplicaSet, target: &ReplicaSet) {
-    let comparison = Comparison::new(source.client(), target.client());
+    let mut comparison = Comparison::new(source.client(), target.client());
+    comparison.other_version = source.version() != target.version();
     if let Err(difference) = comparison.run().await {
         panic!("source and target differ:\n{difference}");
     }
@@ -65,6 +66,8 @@ pub struct Comparison<'a> {
     /// Where a source namespace goes; `None` where it is not selected.
     mapping: fn(&str) -> Option<String>,
     strict: bool,
+    /// Newer servers state numbers in the options of an index as other types than older ones.
+    other_version: bool,
 }
 
 /// One collection or view: its `listCollections` entry, its indexes, and its hash where the server gives one.
@@ -79,7 +82,13 @@ struct Entry {
 impl<'a> Comparison<'a> {
     /// Of everything under the same names.
     pub fn new(source: &'a Client, target: &'a Client) -> Self {
-        Self { source, target, mapping: |namespace| Some(namespace.to_owned()), strict: false }
+        Self {
+            source,
+            target,
+            mapping: |namespace| Some(namespace.to_owned()),
+            strict: false,
+            other_version: false,
+        }
     }
 
     /// With selection and renaming: from a source namespace to the target's, or `None` if it is not selected.
@@ -142,6 +151,13 @@ impl<'a> Comparison<'a> {
                 wanted.remove("expireAfterSeconds");
             }
         }
+        // The validator of buckets is the server's own.
+        if self.other_version
+            && name.contains(".system.buckets.")
+            && let Some(validator) = target.options.get("validator")
+        {
+            wanted.insert("validator", validator.clone());
+        }
         if !same(&wanted, &target.options) {
             let text = format!("{target_name}: options {wanted} became {}", target.options);
             note(found, &text);
@@ -172,8 +188,10 @@ impl<'a> Comparison<'a> {
             match target.indexes.get(index) {
                 None => note(found, &format!("{name}: index {index} is missing")),
                 Some(ours) => {
-                    let held_back = !self.strict && same(&allow_held_back(spec, ours), ours);
-                    if !same(spec, ours) && !held_back {
+                    let restated =
+                        if self.other_version { restated(spec, ours) } else { spec.clone() };
+                    let held_back = !self.strict && same(&allow_held_back(&restated, ours), ours);
+                    if !same(&restated, ours) && !held_back {
                         note(found, &format!("{name}: index {spec} became {ours}"));
                     }
                 }
@@ -198,6 +216,22 @@ fn note(found: &mut String, text: &str) {
     found.push('\n');
 }
 
+/// The source's specification with the numbers among its options as the target states them, where they are equal.
+fn restated(source: &Document, target: &Document) -> Document {
+    let number = |value: &Bson| match value {
+        Bson::Int32(n) => Some(f64::from(*n)),
+        #[expect(clippy::cast_precision_loss, reason = "options are small")]
+        Bson::Int64(n) => Some(*n as f64),
+        Bson::Double(n) => Some(*n),
+        _ => None,
+    };
+    let restate = |(key, value): (&String, &Bson)| {
+        let same = |theirs: &&Bson| number(theirs).is_some() && number(theirs) == number(value);
+        (key.clone(), target.get(key).filter(same).unwrap_or(value).clone())
+    };
+    source.iter().map(restate).collect()
+}
+
 /// The source's specification with those values of the target that may differ until cutover: a TTL that never expires
 /// anything, a capped limit that is wider.
 fn allow_held_back(source: &Document, target: &Document) -> Document {
@@ -218,6 +252,10 @@ fn allow_held_back(source: &Document, target: &Document) -> Document {
         && number(target, "expireAfterSeconds") >= Some(TTL_HELD_BACK_MIN)
     {
         take(&mut allowed, "expireAfterSeconds");
+    }
+    // Nor does a clustered collection, which says so with its index.
+    if source.get_bool("clustered").unwrap_or(false) && !target.contains_key("expireAfterSeconds") {
+        allowed.remove("expireAfterSeconds");
     }
     if source.get_bool("capped").unwrap_or(false) {
         for limit in ["size", "max"] {

@@ -117,6 +117,11 @@ impl ReplicaSet {
         &self.name
     }
 
+    /// The version that was asked for; `None` for the one that is tested with.
+    pub fn version(&self) -> Option<&str> {
+        self.options.version
+    }
+
     /// A connection string with all members (and the root user's password, if there is one).
     pub fn uri(&self) -> String {
         let hosts: Vec<String> = self.members.iter().map(Mongod::host).collect();
