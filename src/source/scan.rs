@@ -13,6 +13,9 @@ pub const BATCH_BYTES: u64 = 1024 * 1024;
 /// Documents in one batch at the most: the server's limit on the statements of one command.
 const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 
+/// What 5.0 says of the hint `{_id: 1}` for buckets, which have no such index.
+const BAD_VALUE: i32 = 2;
+
 /// What to read.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
@@ -43,6 +46,24 @@ impl ScanRequest {
                 command.append(cstr!("min"), id.clone());
             }
         }
+        self.finish(command)
+    }
+
+    /// The same for a server that takes no hint for the buckets of a time-series collection (5.0): they are stored in
+    /// the order of their `_id`s, which are all of one type.
+    fn command_for_buckets(&self) -> RawDocumentBuf {
+        let mut command = RawDocumentBuf::new();
+        command.append(cstr!("find"), bson::Binary::from(self.uuid));
+        command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
+        if let Some(Ok(Some(id))) = self.from_id.as_ref().map(|id| id.get("_id")) {
+            let mut from = RawDocumentBuf::new();
+            from.append(cstr!("$gte"), id);
+            command.append(cstr!("filter"), rawdoc! { "_id": from });
+        }
+        self.finish(command)
+    }
+
+    fn finish(&self, mut command: RawDocumentBuf) -> RawDocumentBuf {
         command.append(cstr!("batchSize"), i32::try_from(self.batch_documents).unwrap_or(i32::MAX));
         command.append(cstr!("noCursorTimeout"), true);
         let after = bson::Timestamp::from(self.after);
@@ -78,14 +99,17 @@ impl Scan {
             .selection_criteria(options)
             .batch_size(request.batch_documents)
             .build();
-        let cursor = source
-            .client
-            .database(&request.database)
-            .run_raw_cursor_command(request.command())
-            .with_options(options)
-            .batch()
-            .await
-            .map_err(|error| source.error("read a collection", &error))?;
+        let database = source.client.database(&request.database);
+        let open = async |command| {
+            let cursor = database.run_raw_cursor_command(command).with_options(options.clone());
+            cursor.batch().await.map_err(|error| source.error("read a collection", &error))
+        };
+        let cursor = match open(request.command()).await {
+            Err(error) if error.code() == Some(BAD_VALUE) && !request.natural => {
+                open(request.command_for_buckets()).await?
+            }
+            cursor => cursor?,
+        };
         Ok(Self { deployment: source.clone(), cursor })
     }
 
