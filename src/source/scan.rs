@@ -12,6 +12,9 @@ use crate::position::Ts;
 /// Documents in one batch at the most: the server's limit on the statements of one command.
 const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 
+/// What 5.0 says of the hint `{_id: 1}` for buckets, which have no such index.
+const BAD_VALUE: i32 = 2;
+
 /// What to read.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
@@ -61,6 +64,25 @@ impl ScanRequest {
         })
     }
 
+    /// The same for a server that takes no hint for the buckets of a time-series collection (5.0): they are stored in
+    /// the order of their `_id`s, which are all of one type.
+    fn command_for_buckets(&self) -> RawDocumentBuf {
+        let mut command = RawDocumentBuf::new();
+        command.append(cstr!("find"), bson::Binary::from(self.uuid));
+        command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
+        let mut range = RawDocumentBuf::new();
+        let bounds = [(cstr!("$gte"), &self.from_id), (cstr!("$lt"), &self.until_id)];
+        for (operator, bound) in bounds {
+            if let Some(Ok(Some(id))) = bound.as_ref().map(|id| id.get("_id")) {
+                range.append(operator, id);
+            }
+        }
+        if !range.is_empty() {
+            command.append(cstr!("filter"), rawdoc! { "_id": range });
+        }
+        self.finish(command)
+    }
+
     fn begins_at_max_key(&self) -> bool {
         let from = self.from_id.as_ref().and_then(|id| id.get("_id").ok().flatten());
         from.is_some_and(|id| id.element_type() == ElementType::MaxKey)
@@ -102,7 +124,12 @@ impl Scan {
             Some(rest) if request.begins_at_max_key() => (rest, None),
             rest => (request.command(), rest),
         };
-        let cursor = open(source, &request, command).await?;
+        let (cursor, rest) = match open(source, &request, command).await {
+            Err(error) if error.code() == Some(BAD_VALUE) && !request.natural => {
+                (open(source, &request, request.command_for_buckets()).await?, None)
+            }
+            cursor => (cursor?, rest),
+        };
         Ok(Self { source: source.clone(), request, cursor, rest })
     }
 
