@@ -1,13 +1,13 @@
 # PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
 PROFILE ?= release
 
-.PHONY: build test lint mongod demo bench deny deb tarball test-browser test-systemd
+.PHONY: build test lint mongod versions soak demo bench deny deb tarball test-browser test-systemd
 
 build:
 	cargo build --locked --profile $(PROFILE)
 
-# SNAPSYNC_MONGOD, or a mongod on PATH, is used instead of a fetched one if it is there.
-test: mongod
+# SNAPSYNC_MONGOD, or a mongod on PATH, is used instead of a fetched 6.0.5 if it is there.
+test: mongod versions
 	cargo test --locked
 
 # Wants chromium and chromedriver.
@@ -25,6 +25,14 @@ lint:
 
 mongod:
 	@if [ -z "$$SNAPSYNC_MONGOD" ] && ! command -v mongod >/dev/null; then scripts/fetch-mongod.sh; fi
+
+# The versions that tests follow from and to.
+versions:
+	@for version in 6.0.5 6.0.27 5.0.4 4.4.2 4.2.6; do scripts/fetch-mongod.sh $$version || exit; done
+
+# SOAK_SECONDS (3600) of random histories, one seed after another; SNAPSYNC_SEED begins with a given one.
+soak: mongod
+	SOAK_SECONDS=$${SOAK_SECONDS:-3600} cargo test --locked --test it random::history -- --nocapture
 
 # DEMO_DOCUMENTS (200000) and DEMO_SECONDS (30) say how much and how long.
 demo: mongod

@@ -267,8 +267,8 @@ impl Plan {
         selection: &Selection,
         scope: &Scope,
     ) -> Result<(), PlanError> {
-        let mut step =
-            LargeStep { transaction, scope: scope.clone(), created: Vec::new(), defines: false };
+        let scope = scope.clone();
+        let mut step = LargeStep { transaction, scope, created: Vec::new(), defines: false };
         step.transaction.rewind().map_err(PartError::from)?;
         while let Some(part) = step.next(selection)? {
             self.operations += part.operations;

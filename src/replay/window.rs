@@ -161,6 +161,9 @@ impl WindowBuilder {
             Assembled::Large(transaction) => {
                 window.plan.add_large(transaction, &self.selection, &self.scope)?;
             }
+            Assembled::Large(transaction) => {
+                window.plan.add_large(transaction, &self.selection, &self.scope)?;
+            }
             Assembled::Many(transaction) => {
                 for operation in transaction.operations() {
                     window.plan.add(&operation?, &self.selection, &self.scope)?;

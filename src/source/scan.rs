@@ -12,6 +12,9 @@ use crate::position::Ts;
 /// Documents in one batch at the most: the server's limit on the statements of one command.
 const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 
+/// What 5.0 says of the hint `{_id: 1}` for buckets, which have no such index.
+const BAD_VALUE: i32 = 2;
+
 /// What to read.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
@@ -50,20 +53,18 @@ impl ScanRequest {
         self.finish(command)
     }
 
-    /// A query with `min` and without `max` ends before `MaxKey`, which is an `_id` like any other: the query for it.
-    fn command_for_max_key(&self) -> Option<RawDocumentBuf> {
-        let open_end = self.from_id.is_some() && self.until_id.is_none() && !self.natural;
-        open_end.then(|| {
-            let mut command = RawDocumentBuf::new();
-            command.append(cstr!("find"), bson::Binary::from(self.uuid));
-            command.append(cstr!("filter"), rawdoc! { "_id": RawBson::MaxKey });
-            self.finish(command)
-        })
-    }
-
-    fn begins_at_max_key(&self) -> bool {
-        let from = self.from_id.as_ref().and_then(|id| id.get("_id").ok().flatten());
-        from.is_some_and(|id| id.element_type() == ElementType::MaxKey)
+    /// The same for a server that takes no hint for the buckets of a time-series collection (5.0): they are stored in
+    /// the order of their `_id`s, which are all of one type.
+    fn command_for_buckets(&self) -> RawDocumentBuf {
+        let mut command = RawDocumentBuf::new();
+        command.append(cstr!("find"), bson::Binary::from(self.uuid));
+        command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
+        if let Some(Ok(Some(id))) = self.from_id.as_ref().map(|id| id.get("_id")) {
+            let mut from = RawDocumentBuf::new();
+            from.append(cstr!("$gte"), id);
+            command.append(cstr!("filter"), rawdoc! { "_id": from });
+        }
+        self.finish(command)
     }
 
     fn finish(&self, mut command: RawDocumentBuf) -> RawDocumentBuf {
@@ -96,14 +97,27 @@ impl Scan {
     ///
     /// # Errors
     /// The call failed; code 26 if the collection is gone.
-    pub async fn open(source: &Deployment, request: ScanRequest) -> Result<Self, Error> {
-        let rest = request.command_for_max_key();
-        let (command, rest) = match rest {
-            Some(rest) if request.begins_at_max_key() => (rest, None),
-            rest => (request.command(), rest),
+    pub async fn open(source: &Deployment, request: &ScanRequest) -> Result<Self, Error> {
+        let options = source.client.selection_criteria().cloned().unwrap_or(
+            SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary),
+        );
+        // The command's own batchSize holds for the first batch only.
+        let options = RunCursorCommandOptions::builder()
+            .selection_criteria(options)
+            .batch_size(request.batch_documents)
+            .build();
+        let database = source.client.database(&request.database);
+        let open = async |command| {
+            let cursor = database.run_raw_cursor_command(command).with_options(options.clone());
+            cursor.batch().await.map_err(|error| source.error("read a collection", &error))
         };
-        let cursor = open(source, &request, command).await?;
-        Ok(Self { source: source.clone(), request, cursor, rest })
+        let cursor = match open(request.command()).await {
+            Err(error) if error.code() == Some(BAD_VALUE) && !request.natural => {
+                open(request.command_for_buckets()).await?
+            }
+            cursor => cursor?,
+        };
+        Ok(Self { deployment: source.clone(), cursor })
     }
 
     /// The next batch; `None` at the end.

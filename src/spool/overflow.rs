@@ -21,7 +21,6 @@ const PART_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct OverflowDirectory {
     directory: PathBuf,
-    numbers: AtomicU64,
     room: Arc<Room>,
 }
 
@@ -42,28 +41,34 @@ impl OverflowDirectory {
         // A kill may leave a file that had its name still.
         for entry in std::fs::read_dir(directory).map_err(DiskError::at("list", directory))? {
             let path = entry.map_err(DiskError::at("list", directory))?.path();
-            std::fs::remove_file(&path).map_err(DiskError::at("remove", &path))?;
+            remove(&path)?;
         }
         let room = Room { used: AtomicU64::new(0), max: free_space_limit(directory, 0)? };
-        Ok(Self {
-            directory: directory.to_owned(),
-            numbers: AtomicU64::new(0),
-            room: Arc::new(room),
-        })
+        Ok(Self { directory: directory.to_owned(), room: Arc::new(room) })
     }
 }
 
 impl Overflow for OverflowDirectory {
     fn open(&self) -> Result<Box<dyn Parts>, OverflowError> {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        // Two replays may share a directory.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(format!("{number}.parts"));
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&path).map_err(DiskError::at("create", &path)).map_err(overflow)?;
         // It goes with its last handle, whatever ends this process.
-        std::fs::remove_file(&path).map_err(DiskError::at("remove", &path)).map_err(overflow)?;
+        remove(&path).map_err(overflow)?;
         let stage = Stage::Writing(BufWriter::new(file));
         Ok(Box::new(PartsFile { stage, bytes: 0, path, room: self.room.clone() }))
+    }
+}
+
+/// Takes a name away. Another replay that empties the directory may have been quicker.
+fn remove(path: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(DiskError::at("remove", path)),
     }
 }
 

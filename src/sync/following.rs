@@ -75,7 +75,7 @@ impl Follower {
     /// The disk.
     pub fn new(context: Context) -> Result<Self, Interrupted> {
         context.settled.store(false, Ordering::Relaxed);
-        let mut track = Track::new(&context, &context.config.state.directory)?;
+        let mut track = Track::new(&context)?;
         track.set_scope(context.catalogue.read().scope());
         context.standing.resumes_at(track.resume());
         Ok(Self { track, mending: Mending::default(), settled: false, context })

@@ -5,7 +5,6 @@
 //! Each has a record and a catalogue of its own, which its context holds.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use bson::RawDocument;
@@ -57,12 +56,11 @@ pub struct Carried {
 }
 
 impl Track {
-    /// Goes on from the durable resume point of this context. Transactions that are too large for memory are kept in
-    /// `folder`.
+    /// Goes on from the durable resume point of this context.
     ///
     /// # Errors
     /// The disk.
-    pub fn new(context: &Context, folder: &Path) -> Result<Self, Interrupted> {
+    pub fn new(context: &Context) -> Result<Self, Interrupted> {
         let record = context.records.get();
         let resume = record.resume.unwrap_or_default();
         let consistent_from = record.phase.consistent_from().unwrap_or_default();
@@ -74,11 +72,16 @@ impl Track {
             selection: context.config.sync.selection.clone(),
             workers: context.tuning.get().replay_workers,
         };
-        let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
+        let directory = context.config.state.directory.join("transactions");
+        let place = tokio::task::block_in_place(|| OverflowDirectory::open(&directory))
+            .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
+        let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;
+        let spill = Spill { place: Arc::new(place), memory_bytes_max };
+        let selection = context.config.sync.selection.clone();
         Ok(Self {
             context: context.clone(),
             applier,
-            builder: builder.with_spill(spill(context, folder)?),
+            builder: WindowBuilder::new(selection, resume).with_spill(spill),
             tolerant_until: consistent_from.max(intent),
             reach: intent,
         })
@@ -197,11 +200,11 @@ fn spill(context: &Context, folder: &Path) -> Result<Spill, Interrupted> {
 }
 
 fn cannot_carry(error: EntryError) -> Interrupted {
-    match error.overflow() {
-        Some(overflow) => Interrupted::Exit(Exit::new(Code::Disk, overflow.to_string())),
-        None => Interrupted::Halt {
-            reason: error.to_string(),
-            remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
-        },
+    if let Some(overflow) = error.overflow() {
+        return Interrupted::Exit(Exit::new(Code::Disk, overflow.to_string()));
+    }
+    Interrupted::Halt {
+        reason: error.to_string(),
+        remedy: "this version of snapsync cannot carry it; see docs/limits.md".into(),
     }
 }

@@ -120,7 +120,7 @@ async fn catch_up(
     mut reader: SpoolReader,
     stop: &Stop,
 ) -> Result<CaughtUp, Interrupted> {
-    let mut track = Track::new(run, &super::folder(main))?;
+    let mut track = Track::new(run)?;
     track.set_scope(Scope::Only(run.catalogue.read().collections.keys().copied().collect()));
     loop {
         stop.check()?;

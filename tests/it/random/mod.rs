@@ -2,6 +2,8 @@
 
 mod appliers;
 mod draw;
+mod history;
+mod writer;
 
 /// The seed of `SNAPSYNC_SEED`, or one that no test had before.
 fn seed() -> u64 {
