@@ -39,9 +39,9 @@ demo: mongod
 	cargo build --locked --profile $(PROFILE) --bin snapsync
 	@cargo run --locked --quiet --profile $(PROFILE) --example demo
 
-# BENCH_DOCUMENTS (1000000), BENCH_RATE (1200), BENCH_SECONDS (60).
+# What and how much is measured: docs/benchmarks.md. An hour or more at full size, alone on the machine.
 bench: mongod
-	cargo bench --locked --bench main_job
+	cargo bench --locked --bench side_by_side
 
 deny:
 	cargo deny --offline check licenses bans sources

@@ -10,8 +10,9 @@ use crate::stop::Stop;
 /// What a batch takes while it is on its way, as a multiple of its own size: the reply and the batch out of it, the
 /// command and its repeatable copy, and what the driver makes of that.
 const COPIES: u64 = 8;
-/// The copy's part of the memory; the oplog beside it, its spool and everything else have the rest.
-const SHARE: u64 = 2;
+/// The copy takes the memory divided by this; the oplog beside it, its spool, everything else, and what the allocator
+/// keeps have the rest. More would not make it faster.
+const SHARE: u64 = 4;
 /// Batches of one reader at the same time: one read, the others written.
 pub(super) const BATCHES: usize = 3;
 /// Bytes of documents in one batch. Larger ones cost no less processor time; and a command may hold 16 MiB, the reply to
@@ -39,7 +40,9 @@ impl Budget {
     /// Bytes of documents in one batch, so that so many readers never wait for each other.
     pub(super) fn batch_bytes(&self, readers: usize) -> u64 {
         let batches = COPIES * u64::try_from(readers.max(1) * BATCHES).unwrap_or(u64::MAX);
-        (u64::from(self.units) * UNIT / batches).clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)
+        // Whole units, so that what is reserved is no more than what was shared out.
+        let even = u64::from(self.units) / batches * UNIT;
+        even.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX)
     }
 
     /// Waits until there is room for a batch of so many bytes; for all there is, if it is larger than that.
@@ -75,7 +78,11 @@ mod tests {
             let mut held = Vec::new();
             for _ in 0..readers * BATCHES {
                 let batch = budget.batch_bytes(readers);
-                held.push(budget.reserve::<()>(batch, &Stop::new()).await.unwrap());
+                let stop = Stop::new();
+                let mut reserve = std::pin::pin!(budget.reserve::<()>(batch, &stop));
+                let at_once = futures_util::poll!(&mut reserve);
+                let std::task::Poll::Ready(Ok(permit)) = at_once else { panic!("has to wait") };
+                held.push(permit);
             }
         }
     }

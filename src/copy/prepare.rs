@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bson::{Uuid, doc};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, Listed, Side, listing, run};
@@ -12,6 +13,9 @@ use crate::selection::Selection;
 use crate::state::catalogue::CatalogueStore;
 use crate::stop::Stop;
 use crate::target::definitions::Definer;
+
+/// Collections created at the same time: each waits for the majority, and there may be thousands.
+const CREATED_AT_ONCE: usize = 8;
 
 /// Collections and views on the target where the selection writes, that hold something: a namespace that a selected one
 /// maps to, or one that is itself selected and keeps its name.
@@ -85,9 +89,12 @@ pub async fn create_all(
         let missing = catalogue.collections.iter().filter(|(_, c)| c.target_uuid.is_none());
         missing.map(|(uuid, collection)| (*uuid, collection.clone())).collect()
     };
-    for (uuid, collection) in missing {
+    let creations = missing.into_iter().map(|(uuid, collection)| async move {
         stop.check()?;
-        let made = create(definer, &collection, stop).await?;
+        create(definer, &collection, stop).await.map(|made| (uuid, made))
+    });
+    let mut created = stream::iter(creations).buffer_unordered(CREATED_AT_ONCE);
+    while let Some((uuid, made)) = created.try_next().await? {
         store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&uuid) {
                 collection.target_uuid = Some(made);

@@ -11,6 +11,8 @@ use rustix::process::Signal;
 use super::process::{Folder, Process, find_in_path, free_port, tail};
 
 const LOG: &str = "mongod.log";
+/// Small unless a caller says otherwise: many servers run side by side.
+const CACHE: &str = "--wiredTigerCacheSizeGB";
 
 /// Long enough for a server on a machine that is busy with other tests.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -81,6 +83,11 @@ impl Mongod {
         options.server_selection_timeout = Some(Duration::from_millis(500));
         let client = Client::with_options(options).map_err(|e| e.to_string())?;
         client.database("admin").run_command(doc! {"isMaster": 1}).await.map_err(|e| e.to_string())
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// The operating system's number of the process.
@@ -177,6 +184,9 @@ fn spawn(binary: &Path, folder: &Folder, port: u16, args: &[String]) -> Process 
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(cache)
             .args(args);
+        if !args.iter().any(|arg| arg == CACHE) {
+            command.args([CACHE, "0.25"]);
+        }
     };
     Process::start(binary, command, &log)
 }
