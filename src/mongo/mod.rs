@@ -7,14 +7,17 @@ mod command;
 mod error;
 pub mod listing;
 mod probe;
+mod relay;
 mod server;
 mod session;
+mod tls;
 
 pub use client::{Deployment, PoolOptions};
 pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
 pub use listing::Listed;
 pub use probe::strangers;
+pub use relay::ForeignSessions;
 pub use server::{Hello, ServerFacts, Version};
 pub(crate) use session::bson_count;
-pub use session::{StatementError, WriteReply, WriteSession};
+pub use session::{Numbered, StatementError, Transaction, WriteReply, WriteSession};

@@ -83,15 +83,12 @@ impl From<Stopped<crate::mongo::Error>> for Interrupted {
     }
 }
 
-/// The server's error for a write under a number lower than one it has seen: another daemon has fenced this one off.
-const TRANSACTION_TOO_OLD: i32 = 225;
-
 impl From<crate::mongo::Error> for Interrupted {
     fn from(error: crate::mongo::Error) -> Self {
         use crate::mongo::Failure;
         match error.failure {
             Failure::Disk => Self::Exit(Exit::new(Code::Disk, error.to_string())),
-            Failure::Server(TRANSACTION_TOO_OLD) => {
+            _ if error.is_fenced() => {
                 let text = format!("{error}: another daemon has taken over");
                 Self::Exit(Exit::new(Code::Held, text))
             }

@@ -10,6 +10,7 @@ pub mod feed;
 pub mod following;
 mod indexing;
 mod mending;
+pub mod ownership;
 mod pausing;
 pub mod phase;
 pub mod preflight;

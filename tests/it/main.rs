@@ -28,5 +28,6 @@ mod repair;
 mod restarts;
 mod scenario;
 mod selecting;
+mod takeover;
 mod transactions;
 mod versions;

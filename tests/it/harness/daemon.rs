@@ -78,6 +78,16 @@ impl Daemon {
         Self { process, options, address, folder }
     }
 
+    /// Starts another daemon with the same configuration and a copy of this one's state folder, as on another host.
+    pub fn start_copy(&self) -> Self {
+        let folder = Folder::new("daemon");
+        copy_folder(&self.state_directory(), &folder.path().join("state"));
+        let address = format!("127.0.0.1:{}", free_port());
+        write_config(&folder, &address, &self.options);
+        let process = spawn(&folder, &self.options);
+        Self { process, options: self.options.clone(), address, folder }
+    }
+
     /// Starts a new process with the same configuration and state. The old one must have ended.
     pub fn restart(&mut self) {
         assert!(self.process.ended().is_some(), "restart of a daemon that runs");
@@ -251,6 +261,20 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
+        }
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a folder");
+    for entry in std::fs::read_dir(from).expect("read a folder") {
+        let entry = entry.expect("read a folder");
+        let to = to.join(entry.file_name());
+        let kind = entry.file_type().expect("read a folder");
+        if kind.is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), to).expect("copy a file");
         }
     }
 }
