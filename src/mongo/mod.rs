@@ -5,6 +5,7 @@
 mod client;
 mod command;
 mod error;
+mod identity;
 pub mod listing;
 mod probe;
 mod relay;
@@ -15,6 +16,7 @@ mod tls;
 pub use client::{Deployment, PoolOptions};
 pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
+pub use identity::replica_set_id;
 pub use listing::Listed;
 pub use probe::strangers;
 pub use relay::ForeignSessions;

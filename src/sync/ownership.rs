@@ -39,15 +39,26 @@ pub fn owner(instance: &str, directory: &Path) -> Owner {
 /// The refusal of a target that somebody else writes to.
 #[must_use]
 pub fn held(holder: &Holder) -> Exit {
-    let Holder { owner, overlap } = holder;
+    let Holder { owner, overlap, .. } = holder;
     let text = format!(
         "the lease on the target is held by {owner} for {overlap}: only one daemon may write there"
     );
     Exit::new(Code::Held, text)
 }
 
-fn lost(to: &str) -> Exit {
-    let text = format!("the lease on the target was taken by {to}; nothing more is written");
+/// The end of a daemon that may not write any more.
+#[must_use]
+pub fn lost(renewed: &Renewed) -> Exit {
+    let text = match renewed {
+        Renewed::Lost { to } => {
+            format!("the lease on the target was taken by {to}; nothing more is written")
+        }
+        // What to do about it is said at the next start.
+        Renewed::SetBack | Renewed::Ours => {
+            let text = "the target was set back to an earlier state; nothing more is written";
+            return Exit::new(Code::Failed, text);
+        }
+    };
     Exit::new(Code::Held, text)
 }
 
@@ -112,7 +123,7 @@ pub async fn record_sessions(
     let record = || grant.lease.record_sessions(writers.ids(), &fenced);
     match until_reached(writers.deployment().side, stop, record).await? {
         Renewed::Ours => Ok(()),
-        Renewed::Lost { to } => Err(Interrupted::Exit(lost(&to))),
+        other => Err(Interrupted::Exit(lost(&other))),
     }
 }
 
@@ -143,7 +154,7 @@ pub async fn keep(
                 outage = Outage::new(lease.target().side);
                 wait = lease::RENEW_EVERY;
             }
-            Ok(Renewed::Lost { to }) => return Err(lost(&to)),
+            Ok(other) => return Err(lost(&other)),
             Err(error) => {
                 outage.report(&error);
                 wait = RENEW_AGAIN;

@@ -11,19 +11,20 @@ use tokio::task::JoinSet;
 use super::context::{Context, Interrupted};
 use super::deltas::Counter;
 use super::divergence::desk::Desk;
-use super::phase::Phase;
+use super::mirroring::{Mirroring, Verified};
+use super::phase::Event;
 use super::preflight::{self, Check, Verdict};
-use super::record::{Record, RecordStore, Totals};
+use super::record::{Record, RecordStore, ReplicaSets};
 use super::standing::Standing;
 use super::tuning::{InForce, Tuning};
 use super::watch;
-use super::{copying, ownership};
+use super::{copying, ownership, recovery};
 use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
 use crate::http::control::Control;
 use crate::http::server::Server;
-use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side};
+use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side, replica_set_id};
 use crate::source::catalog;
 use crate::state::Audit;
 use crate::state::{LockError, StateLock};
@@ -129,19 +130,37 @@ async fn prepare(
     let (source_facts, target_facts) =
         reading(stop, pass_checks(&source, &asking, &config)).await?;
     show_deployments(&board, &source_facts, &target_facts);
-    let records = Arc::new(open_record(&config)?);
+    let at_start = |error: Error| Exit::at_start(&error);
+    let opened = async {
+        let source_set = replica_set_id(&source).await.map_err(at_start)?;
+        let sets = ReplicaSets { source: source_set, target: None };
+        recovery::open_record(&config, &source, &asking, &sets).await
+    };
+    let records = Arc::new(reading(stop, opened).await?);
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = ownership::owner(&record.instance, &directory);
     let looking = refuse_early(&config, &source, &asking, &source_facts, &record, &owner);
     reading(stop, looking).await?;
     let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
+    if let Some(by) = grant.taken_by.as_deref() {
+        halt_taken(&records, by)?;
+    }
     let name = inflight::app_name(&record.instance, grant.lease.generation());
     let target = connect(&config, Side::Target, &name, config_connections(&config)).await?;
     let count = config.copy_workers() * 2;
     let writers = Writers::start(target.clone(), deadline.clone(), count).await;
     let writers = writers.map_err(|error| Exit::at_start(&error))?;
     keep_lease(&grant, &writers, &deadline, &records, tasks, stop);
+    let verified = Verified::default();
+    let mirroring = Mirroring {
+        lease: grant.lease.clone(),
+        deadline: deadline.clone(),
+        records: records.clone(),
+        catalogue: catalogue.clone(),
+        verified: verified.clone(),
+    };
+    stopping_all(tasks, mirroring.run(stop.clone()), stop);
     ownership::fence(&config, &grant, stop).await?;
     ownership::record_sessions(&grant, &writers, stop).await?;
     let context = Context {
@@ -152,6 +171,7 @@ async fn prepare(
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
         settled: Arc::default(),
         desk: Desk::default(),
+        verified,
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
@@ -176,7 +196,11 @@ async fn reading<T>(
     }
 }
 
-fn lock(config: &Config) -> Result<StateLock, Exit> {
+/// Takes the state directory, making it if need be.
+///
+/// # Errors
+/// Another process has it, or the disk.
+pub fn lock(config: &Config) -> Result<StateLock, Exit> {
     let directory = &config.state.directory;
     crate::durable::create_dir_all_durable(directory)
         .map_err(|error| Exit::new(Code::Disk, error.to_string()))?;
@@ -258,31 +282,6 @@ fn show_deployments(board: &StatusBoard, source: &ServerFacts, target: &ServerFa
     });
 }
 
-fn open_record(config: &Config) -> Result<RecordStore, Exit> {
-    let selection = config.sync.selection.fingerprint();
-    let renames = config.sync.selection.rename_fingerprint();
-    let fresh = || Record {
-        instance: bson::Uuid::new().to_string(),
-        phase: Phase::Copying,
-        since_ms: WallTime::now().as_ms(),
-        resume: None,
-        intent: None,
-        selection: selection.clone(),
-        renames: renames.clone(),
-        totals: Totals::default(),
-    };
-    let records = RecordStore::open(&config.state.directory, fresh)?;
-    let record = records.get();
-    // Nothing has been written for another selection; otherwise the change is taken over when the replay goes on.
-    if record.resume.is_none() {
-        records.change(|record| {
-            record.selection = selection;
-            record.renames = renames;
-        })?;
-    }
-    Ok(records)
-}
-
 /// Refusals that need no lease to be seen, so that nothing at all has been written when they are made.
 async fn refuse_early(
     config: &Config,
@@ -328,8 +327,9 @@ fn keep_lease(
     tasks: &mut Tasks,
     stop: &Stop,
 ) {
-    let (records, everything) = (records.clone(), stop.clone());
+    let records = records.clone();
     let sessions = writers.ids().iter().copied().chain(grant.all_fenced()).collect();
+    // For people who look at the target; the mirror has it all.
     let fields = move || {
         let record = records.get();
         doc! {
@@ -339,12 +339,40 @@ fn keep_lease(
     };
     let kept =
         ownership::keep(grant.lease.clone(), deadline.clone(), sessions, fields, stop.clone());
+    stopping_all(tasks, kept, stop);
+}
+
+/// Runs a task whose end is the end of everything: whoever has lost the lease must not write any more.
+fn stopping_all(
+    tasks: &mut Tasks,
+    task: impl Future<Output = Result<(), Exit>> + Send + 'static,
+    stop: &Stop,
+) {
+    let everything = stop.clone();
     tasks.spawn(async move {
-        let kept = kept.await;
-        // Whoever has lost the lease must not write any more.
+        let ended = task.await;
         everything.request();
-        kept
+        ended
     });
+}
+
+/// Halts a migration whose lease another one had taken for the same names: nobody knows what is there now.
+fn halt_taken(records: &RecordStore, by: &str) -> Result<(), Exit> {
+    let record = records.get();
+    if record.resume.is_none() {
+        return Ok(());
+    }
+    let halt = Event::Halt {
+        reason: format!("another migration, of {by}, has written to the same names since"),
+        remedy: "`snapsync reset` and copy anew; `snapsync resume` only if it wrote nothing".into(),
+    };
+    let next = record.phase.next(halt);
+    let phase = next.map_err(|error| Exit::new(Code::Internal, error.to_string()))?;
+    records.change(|record| {
+        record.phase = phase;
+        record.since_ms = WallTime::now().as_ms();
+    })?;
+    Ok(())
 }
 
 /// Begins what else runs beside the work.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, assert_equal, quiesce, wait_for,
 };
+use crate::recovery::wait_mirrored;
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
 /// A lease is renewed every five seconds.
@@ -43,9 +44,14 @@ async fn a_daemon_that_loses_its_lease_ends() {
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 
+    // Without the lease nobody knows any more what the target holds: a person has to say.
+    wait_mirrored(&target, 2).await;
     lease(&target).delete_many(doc! {}).await.unwrap();
     assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
     daemon.restart();
+    let status = daemon.wait_state("halted").await;
+    assert!(status["reason"].as_str().unwrap().contains("no record of this migration"), "{status}");
+    assert_eq!(daemon.post("/resume", &serde_json::json!({})).await.unwrap().status, 200);
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 }

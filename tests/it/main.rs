@@ -23,6 +23,7 @@ mod outages;
 mod overlap;
 mod random;
 mod reading;
+mod recovery;
 mod refusals;
 mod repair;
 mod restarts;

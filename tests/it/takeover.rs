@@ -95,6 +95,8 @@ async fn migrations_of_disjoint_sets_share_a_target() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_frozen_daemon_lands_after_a_copy_of_it_took_over() {
     let testable = ReplicaSetOptions::default().parameter("enableTestCommands=1");
+    // Fencing has a connection of its own, which authenticates as the others do.
+    let testable = testable.auth("root", "secret");
     let Pair { source, target } = Pair::with(ReplicaSetOptions::default(), testable).await;
     seed(&source, "shop", 2000).await;
     let workload = Workload::start(
@@ -133,7 +135,9 @@ async fn nothing_of_a_frozen_daemon_lands_after_another_migration_took_over() {
     let options = DaemonOptions::new(&source, &target).toml(BRIEF);
     let mut first = Daemon::start(options.clone());
     first.wait_state("live").await;
-    let drop = options.toml("[target]\non_existing_data = \"drop\"");
+    // With another selection: else it would go on from where the first one was.
+    let drop = options
+        .toml("[target]\non_existing_data = \"drop\"\n[sync]\ninclude = [\"shop\", \"crm\"]");
     let mut second = take_over(&mut first, &target, |_| Daemon::start(drop)).await;
     second.wait_state("live").await;
     wake(&mut first, &mut second, &target).await;

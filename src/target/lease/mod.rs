@@ -3,15 +3,16 @@
 //! with every taking, and a mirror of the position. Times are the server's own, so that two hosts with different clocks
 //! agree.
 //!
-//! [`taking`] is how it comes to a holder.
+//! [`taking`] is how it comes to a holder, [`mirror`] what it keeps for the day when the state directory is lost.
 
+pub mod mirror;
 pub mod taking;
 
 use std::time::Duration;
 
 use bson::{Document, Uuid, doc};
 
-use crate::mongo::{Deployment, Error, bson_count, run};
+use crate::mongo::{Deployment, Error, bson_count, cursor_documents, run};
 
 /// How long a lease lasts without being renewed.
 pub const LEASE_TIME: Duration = Duration::from_secs(30);
@@ -42,6 +43,8 @@ pub enum Renewed {
         /// Who, for people.
         to: String,
     },
+    /// It is ours, but older than it was: the target was set back.
+    SetBack,
 }
 
 /// A lease that was taken.
@@ -76,16 +79,23 @@ impl Lease {
     /// # Errors
     /// The call failed; the lease may or may not have been renewed.
     pub async fn renew(&self, fields: Document) -> Result<Renewed, Error> {
+        self.renew_where(Document::new(), fields).await
+    }
+
+    /// As [`renew`](Self::renew), if the document is as this filter says.
+    async fn renew_where(&self, filter: Document, fields: Document) -> Result<Renewed, Error> {
         let mut set = doc! { "expires": expiry() };
         // Nothing in them is an expression, however it is named.
         set.extend(
             fields.into_iter().map(|(name, value)| (name, doc! { "$literal": value }.into())),
         );
-        if self.update("renew the lease", vec![doc! { "$set": set }]).await? {
+        if self.update("renew the lease", filter, vec![doc! { "$set": set }]).await? {
             return Ok(Renewed::Ours);
         }
-        let filter = doc! { "_id": &self.instance };
-        let found = find(&self.target, filter).await?.unwrap_or_default();
+        let found = find(&self.target, doc! { "_id": &self.instance }).await?.unwrap_or_default();
+        if bson_count(&found, "generation") == self.generation {
+            return Ok(Renewed::SetBack);
+        }
         let to = found.get_str("taken_by").or(found.get_str("owner")).unwrap_or("nobody");
         Ok(Renewed::Lost { to: to.to_owned() })
     }
@@ -116,15 +126,21 @@ impl Lease {
     /// The call failed; the lease expires by itself.
     pub async fn release(&self) -> Result<(), Error> {
         let release = vec![doc! { "$set": { "expires": "$$NOW", "sessions": [] } }];
-        self.update("give the lease back", release).await.map(drop)
+        self.update("give the lease back", Document::new(), release).await.map(drop)
     }
 
     /// Changes the document, if it is ours; whether it is.
-    async fn update(&self, action: &str, update: Vec<Document>) -> Result<bool, Error> {
-        let generation = i64::try_from(self.generation).unwrap_or(i64::MAX);
+    async fn update(
+        &self,
+        action: &str,
+        mut filter: Document,
+        update: Vec<Document>,
+    ) -> Result<bool, Error> {
+        filter.insert("_id", &self.instance);
+        filter.insert("generation", i64::try_from(self.generation).unwrap_or(i64::MAX));
         let command = doc! {
             "update": COLLECTION,
-            "updates": [{ "q": { "_id": &self.instance, "generation": generation }, "u": update }],
+            "updates": [{ "q": filter, "u": update }],
             "writeConcern": { "w": "majority" },
         };
         let reply = run(&self.target, DATABASE, action, command).await?;
@@ -142,6 +158,18 @@ async fn find(target: &Deployment, filter: Document) -> Result<Option<Document>,
     let reply = run(target, DATABASE, "read the lease", command).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     Ok(batch.ok().and_then(|batch| batch.first()).and_then(|value| value.as_document()).cloned())
+}
+
+/// The migrations whose lease was held from this place last.
+///
+/// # Errors
+/// The call failed.
+pub async fn held_from(target: &Deployment, home: &str) -> Result<Vec<String>, Error> {
+    let command =
+        doc! { "find": COLLECTION, "filter": { "home": home }, "projection": { "_id": 1 } };
+    let documents = cursor_documents(target, DATABASE, "read the leases", command).await?;
+    let ids = documents.iter().filter_map(|lease| lease.get_str("_id").ok().map(str::to_owned));
+    Ok(ids.collect())
 }
 
 /// Keeps sessions from being forgotten by the server: our own, so that a write can be sent again however long that

@@ -45,6 +45,8 @@ pub struct Holder {
     pub owner: String,
     /// Names on the target that both want.
     pub overlap: String,
+    /// Whether it is the same migration, held from a copy of the state directory.
+    pub is_copy: bool,
 }
 
 /// A lease, and what has to be done before anything is written under it.
@@ -114,9 +116,9 @@ impl Found {
         }
     }
 
-    fn holder(&self, overlap: String) -> Holder {
+    fn holder(&self, overlap: String, is_copy: bool) -> Holder {
         let owner = if self.owner.is_empty() { "an unnamed owner" } else { &self.owner };
-        Holder { owner: owner.to_owned(), overlap }
+        Holder { owner: owner.to_owned(), overlap, is_copy }
     }
 }
 
@@ -151,7 +153,7 @@ fn decide(leases: &[Found], owner: &Owner, set: &TargetSet) -> Result<Decision, 
             if own { Some("the same migration".to_owned()) } else { lease.set.overlap(set) };
         let Some(overlap) = overlap else { continue };
         if lease.live && !(own && lease.home == owner.home) {
-            return Err(lease.holder(overlap));
+            return Err(lease.holder(overlap, own));
         }
         if own {
             decision.generation = lease.generation + 1;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::http::{self, Reply};
-use super::process::{Folder, Process, free_port, tail};
+use super::process::{Folder, Process, copy_folder, free_port, tail};
 use super::replica_set::ReplicaSet;
 
 /// How often the daemon is asked while a test waits for it.
@@ -151,6 +151,12 @@ impl Daemon {
         self.folder.path().join("state")
     }
 
+    /// Removes its state folder, as a lost disk would. It must have ended.
+    pub fn lose_state(&mut self) {
+        assert!(self.process.ended().is_some(), "the state of a daemon that runs");
+        std::fs::remove_dir_all(self.state_directory()).expect("remove the state");
+    }
+
     /// Its configuration file, for running other commands with `--config`.
     pub fn config_file(&self) -> PathBuf {
         self.folder.path().join("snapsync.toml")
@@ -261,20 +267,6 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
-        }
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("make a folder");
-    for entry in std::fs::read_dir(from).expect("read a folder") {
-        let entry = entry.expect("read a folder");
-        let to = to.join(entry.file_name());
-        let kind = entry.file_type().expect("read a folder");
-        if kind.is_dir() {
-            copy_folder(&entry.path(), &to);
-        } else if kind.is_file() {
-            std::fs::copy(entry.path(), to).expect("copy a file");
         }
     }
 }
