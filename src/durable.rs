@@ -86,6 +86,16 @@ pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
         .map_err(DiskError::at("sync directory", path))
 }
 
+/// Removes a file; nothing if there is none. Durable only once its directory is synced.
+pub fn remove_if_there(path: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DiskError::at("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The directory of a path; the current one for a bare name.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {

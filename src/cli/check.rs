@@ -11,8 +11,8 @@ use crate::exit::{Code, Exit};
 use crate::mongo::{Deployment, Error, ServerFacts, Side};
 use crate::source::{catalog, scan, tail};
 use crate::sync::preflight::{self, Check, Verdict};
-use crate::sync::startup;
-use crate::target::lease::{self, Owner};
+use crate::sync::{ownership, startup};
+use crate::target::lease::taking;
 
 /// Bytes a second that a copy is reckoned with, on the safe side of what two cores do.
 const COPY_BYTES_PER_SECOND: u64 = 20 * 1024 * 1024;
@@ -74,8 +74,8 @@ async fn contents(
     let catalogue = catalog::read(source, source_facts.version, selection).await?;
     let bytes = total_bytes(source, &catalogue).await?;
     let window = tail::window_wall_ms(source).await?;
-    let nobody = Owner { instance: String::new(), description: String::new() };
-    let holder = lease::held_by_another(target, &nobody).await?;
+    let nobody = ownership::owner("", &config.state.directory);
+    let holder = taking::held_by_another(target, &nobody, &selection.target_set()).await?;
     let collections = catalogue.collections.values().map(|found| found.target.clone());
     let views = catalogue.views.values().map(|view| view.target.clone());
     let mapped = collections.chain(views).collect();
@@ -83,7 +83,10 @@ async fn contents(
     Ok(vec![
         oplog_window(bytes, window),
         match holder {
-            Some(by) => Check::new("lease", Verdict::Warn, format!("held by {by}")),
+            Some(holder) => {
+                let text = format!("held by {} for {}", holder.owner, holder.overlap);
+                Check::new("lease", Verdict::Warn, text)
+            }
             None => Check::new("lease", Verdict::Pass, "free"),
         },
         target_data(config, &existing),

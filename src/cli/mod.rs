@@ -3,6 +3,7 @@
 mod check;
 pub mod config;
 pub mod output;
+mod reset;
 mod run;
 pub mod status;
 mod wishes;
@@ -120,6 +121,20 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Forgets a migration, here and on the target; what it copied stays on the target
+    ///
+    /// Removes position, catalogue and spool from the state directory, and lease and mirror from the target. Asks
+    /// first. The daemon must not run.
+    ///
+    /// Example: systemctl stop snapsync && snapsync reset
+    Reset {
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {
@@ -159,6 +174,7 @@ pub fn main() -> ExitCode {
                 Err(_) => ExitCode::FAILURE,
             }
         }
+        Command::Reset { yes, json } => reset::run(&inputs, yes, json),
         Command::Status { json, watch } => ask_status(&inputs, json, watch),
         Command::Pause { json } => wishes::run(&inputs, &Wish::Pause, true, json),
         Command::Resume { json } => wishes::run(&inputs, &Wish::Resume, true, json),

@@ -40,20 +40,9 @@ impl Deployment {
     /// # Errors
     /// A URI that the driver refuses, or a host name (SRV) that does not resolve.
     pub async fn connect(side: Side, uri: &Uri, pool: &PoolOptions) -> Result<Self, Error> {
-        let failed = |error: &mongodb::error::Error| Error::new(side, "connect", error);
-        let text = without_socket_timeout(uri.expose());
-        let mut options = ClientOptions::parse(text).await.map_err(|error| failed(&error))?;
-        options.app_name = Some(pool.app_name.clone());
-        options.max_pool_size = Some(pool.connections);
-        options.max_connecting = Some(pool.connections.min(4));
-        options.server_selection_timeout =
-            Some(pool.selection_timeout.unwrap_or(SERVER_SELECTION_TIMEOUT));
-        options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
-        options.heartbeat_freq.get_or_insert(HEARTBEAT);
-        // Retrying is decided by snapsync, which knows what a repeated write would mean.
-        options.retry_reads = Some(false);
-        options.retry_writes = Some(false);
-        let client = Client::with_options(options).map_err(|error| failed(&error))?;
+        let options = client_options(side, uri, pool).await?;
+        let client = Client::with_options(options);
+        let client = client.map_err(|error| Error::new(side, "connect", &error))?;
         Ok(Self { side, client })
     }
 
@@ -62,6 +51,31 @@ impl Deployment {
     pub fn error(&self, action: &str, error: &mongodb::error::Error) -> Error {
         Error::new(self.side, action, error)
     }
+}
+
+/// The options of a connection string, with what snapsync sets itself.
+///
+/// # Errors
+/// As [`Deployment::connect`].
+pub(super) async fn client_options(
+    side: Side,
+    uri: &Uri,
+    pool: &PoolOptions,
+) -> Result<ClientOptions, Error> {
+    let text = without_socket_timeout(uri.expose());
+    let parsed = ClientOptions::parse(text).await;
+    let mut options = parsed.map_err(|error| Error::new(side, "connect", &error))?;
+    options.app_name = Some(pool.app_name.clone());
+    options.max_pool_size = Some(pool.connections);
+    options.max_connecting = Some(pool.connections.min(4));
+    options.server_selection_timeout =
+        Some(pool.selection_timeout.unwrap_or(SERVER_SELECTION_TIMEOUT));
+    options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
+    options.heartbeat_freq.get_or_insert(HEARTBEAT);
+    // Retrying is decided by snapsync, which knows what a repeated write would mean.
+    options.retry_reads = Some(false);
+    options.retry_writes = Some(false);
+    Ok(options)
 }
 
 /// The driver refuses a URI with `socketTimeoutMS`, which other drivers accept: it is left out.

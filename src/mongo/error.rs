@@ -98,6 +98,12 @@ impl Error {
         self
     }
 
+    /// Whether another daemon has fenced this one off: the session of the write has passed its number.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.failure == Failure::Server(TRANSACTION_TOO_OLD)
+    }
+
     /// Whether the same call may succeed when the server is back.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
@@ -107,11 +113,14 @@ impl Error {
 
 /// Error codes that say "not now, not this node": stepping down, shutting down, network trouble behind the node,
 /// a write concern that could not be waited out. From the server's error_codes.yml, categories RetriableError and
-/// NotPrimaryError, ShutdownError.
-const TRANSIENT: [i32; 20] = [
-    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 262, 317, 358, 365, 9001, 10107, 11600, 11602, 13435,
-    13436,
+/// NotPrimaryError, ShutdownError; and 11601, an operation that somebody killed: a daemon that takes over kills what
+/// its predecessor has in flight, and the predecessor learns from the next attempt that it is one.
+const TRANSIENT: [i32; 21] = [
+    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 262, 317, 358, 365, 9001, 10107, 11600, 11601, 11602,
+    13435, 13436,
 ];
+/// The server has seen a higher number in this session.
+const TRANSACTION_TOO_OLD: i32 = 225;
 const UNAUTHORIZED: i32 = 13;
 const AUTHENTICATION_FAILED: i32 = 18;
 

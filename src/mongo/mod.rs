@@ -5,16 +5,21 @@
 mod client;
 mod command;
 mod error;
+mod identity;
 pub mod listing;
 mod probe;
+mod relay;
 mod server;
 mod session;
+mod tls;
 
 pub use client::{Deployment, PoolOptions};
 pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
+pub use identity::replica_set_id;
 pub use listing::Listed;
 pub use probe::strangers;
+pub use relay::ForeignSessions;
 pub use server::{Hello, ServerFacts, Version};
 pub(crate) use session::bson_count;
-pub use session::{StatementError, WriteReply, WriteSession};
+pub use session::{Numbered, StatementError, Transaction, WriteReply, WriteSession};

@@ -7,13 +7,13 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use bson::{Document, RawDocumentBuf, cstr};
+use bson::{Document, RawDocumentBuf, Uuid, cstr};
 use mongodb::ClientSession;
+use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 
 use super::client::Deployment;
 use super::error::Error;
-use crate::retry::{Backoff, Outage, Stopped, unless_stopped};
-use crate::stop::Stop;
+use super::relay::session_id;
 
 /// One statement of a write command that the server refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,19 @@ pub struct WriteReply {
     pub n: u64,
     /// Statements that failed; the others were carried out (commands are sent unordered).
     pub errors: Vec<StatementError>,
+}
+
+/// A write command with its number.
+#[derive(Debug, Clone)]
+pub struct Numbered(RawDocumentBuf);
+
+/// Why a transaction was not carried out.
+#[derive(Debug)]
+pub enum Transaction {
+    /// It met another one, or the server went away, perhaps after it was committed.
+    Again(Error),
+    /// A statement was refused.
+    Failed(Error),
 }
 
 /// Numbers that one session may use. The driver hands out sessions that were used before, by its own transactions too,
@@ -64,52 +77,41 @@ impl WriteSession {
         Ok(Self { deployment: deployment.clone(), session, number })
     }
 
-    /// Sends a write command until its outcome is known, however long the server is away.
-    ///
-    /// `command` must be an insert, update or delete with single-document statements; the write number and the majority
-    /// write concern are added here.
+    /// The session's identity on the server.
     ///
     /// # Errors
-    /// [`Stopped`] when asked to stop while the server is away, or what the server refused as a whole.
-    pub async fn write(
-        &mut self,
-        database: &str,
-        action: &str,
-        mut command: RawDocumentBuf,
-        stop: &Stop,
-    ) -> Result<WriteReply, Stopped<Error>> {
+    /// The driver made a session without one.
+    pub fn id(&self) -> Result<Uuid, Error> {
+        session_id(self.session.id()).ok_or_else(|| {
+            Error::other(self.deployment.side, "start a session", "the session has no id")
+        })
+    }
+
+    /// Gives a write command the next number of this session, under which it can be sent as often as it takes.
+    ///
+    /// `command` must be an insert, update or delete with single-document statements; the number and the majority
+    /// write concern are added here.
+    #[must_use]
+    pub fn number(&mut self, mut command: RawDocumentBuf) -> Numbered {
         self.number += 1;
         command.append(cstr!("txnNumber"), self.number);
         command.append(cstr!("writeConcern"), bson::rawdoc! { "w": "majority" });
-        let mut backoff = Backoff::reconnect();
-        let outage = Outage::new(self.deployment.side);
-        loop {
-            let attempt = self.attempt(database, action, command.clone());
-            match unless_stopped(stop, attempt).await? {
-                Ok(reply) => return Ok(reply),
-                Err(error) if error.is_unreachable() => {
-                    outage.report(&error);
-                    stop.sleep(backoff.next_delay()).await.map_err(|_| Stopped::Stop)?;
-                }
-                Err(error) => return Err(Stopped::Failed(error)),
-            }
-        }
+        Numbered(command)
     }
 
-    async fn attempt(
+    /// Sends a write command, for the first time or again.
+    ///
+    /// # Errors
+    /// While the server is away the outcome is unknown, and the command has to be sent again; other errors refuse it as
+    /// a whole.
+    pub async fn send(
         &mut self,
         database: &str,
         action: &str,
-        command: RawDocumentBuf,
+        command: &Numbered,
     ) -> Result<WriteReply, Error> {
-        let reply = self
-            .deployment
-            .client
-            .database(database)
-            .run_raw_command(command)
-            .session(&mut self.session)
-            .await
-            .map_err(|error| self.deployment.error(action, &error))?;
+        let sent = self.call(database, command.0.clone()).await;
+        let reply = sent.map_err(|error| self.deployment.error(action, &error))?;
         if let Ok(error) = reply.get_document("writeConcernError") {
             let code = error.get_i32("code").unwrap_or(64);
             return Err(Error::from_code(self.deployment.side, action, code, " (write concern)"));
@@ -121,6 +123,72 @@ impl WriteSession {
             Some(cut) => Err(Error::from_code(self.deployment.side, action, cut.code, "")),
             None => Ok(reply),
         }
+    }
+
+    /// Carries out write commands, each with its database, in one transaction. May be done again: what an attempt of
+    /// unknown outcome left open is ended by the server when the next one begins in the same session.
+    ///
+    /// # Errors
+    /// [`Transaction::Again`] if doing it again may help.
+    pub async fn transaction(
+        &mut self,
+        action: &str,
+        commands: impl IntoIterator<Item = (String, RawDocumentBuf)>,
+    ) -> Result<(), Transaction> {
+        self.number += 1;
+        let number = self.number;
+        let mut begun = false;
+        for (database, mut command) in commands {
+            if !begun {
+                command.append(cstr!("startTransaction"), true);
+                begun = true;
+            }
+            command.append(cstr!("txnNumber"), number);
+            command.append(cstr!("autocommit"), false);
+            let reply = self.call(&database, command).await;
+            let reply = reply.map_err(|error| self.in_transaction(action, &error))?;
+            if let Some(error) = parse_reply(&reply).errors.first() {
+                let side = self.deployment.side;
+                return Err(Transaction::Failed(Error::from_code(side, action, error.code, "")));
+            }
+        }
+        if !begun {
+            return Ok(());
+        }
+        let commit = bson::rawdoc! {
+            "commitTransaction": 1,
+            "txnNumber": number,
+            "autocommit": false,
+            "writeConcern": { "w": "majority" },
+        };
+        let reply = self.call("admin", commit).await;
+        let reply = reply.map_err(|error| self.in_transaction(action, &error))?;
+        match reply.get_document("writeConcernError") {
+            Err(_) => Ok(()),
+            Ok(error) => {
+                let code = error.get_i32("code").unwrap_or(64);
+                let side = self.deployment.side;
+                let text = " (write concern)";
+                Err(Transaction::Again(Error::from_code(side, action, code, text)))
+            }
+        }
+    }
+
+    fn in_transaction(&self, action: &str, error: &mongodb::error::Error) -> Transaction {
+        let wrapped = self.deployment.error(action, error);
+        let again = error.contains_label(TRANSIENT_TRANSACTION_ERROR)
+            || error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT)
+            || wrapped.is_unreachable();
+        if again { Transaction::Again(wrapped) } else { Transaction::Failed(wrapped) }
+    }
+
+    async fn call(
+        &mut self,
+        database: &str,
+        command: RawDocumentBuf,
+    ) -> mongodb::error::Result<Document> {
+        let database = self.deployment.client.database(database);
+        database.run_raw_command(command).session(&mut self.session).await
     }
 }
 

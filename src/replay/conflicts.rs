@@ -4,17 +4,14 @@
 use std::collections::HashMap;
 
 use bson::{RawArrayBuf, RawDocumentBuf, Uuid};
-use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::{Client, ClientSession};
 
 use super::apply::{Applier, ApplyError, concerning};
 use super::chunk::{Conflict, put};
 use super::plan::{CollectionChange, Stage};
-use crate::mongo::{Error, Side};
 use crate::oplog::diff::DiffError;
 use crate::oplog::document;
 use crate::oplog::id_key::IdKey;
-use crate::retry::{Backoff, Outage, Stopped};
+use crate::retry::Stopped;
 use crate::stop::Stop;
 use crate::target::statements::{self, Place};
 
@@ -104,49 +101,25 @@ async fn swap(
     documents: &[RawDocumentBuf],
     stop: &Stop,
 ) -> Result<(), Stopped<ApplyError>> {
-    let target = applier.writers.deployment();
     let action = format!("exchange unique keys in {}", place.namespace);
-    let mut backoff = Backoff::reconnect();
-    let outage = Outage::new(Side::Target);
-    loop {
-        let error = match swap_once(applier, place, documents).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        let wrapped = Error::new(target.side, &action, &error);
-        let again = error.contains_label(TRANSIENT_TRANSACTION_ERROR)
-            || error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT)
-            || wrapped.is_unreachable();
-        if !again {
+    let ids = || documents.iter().filter_map(|document| document::id(document));
+    let commands = || {
+        let removals = runs(ids().map(statements::remove)).map(|run| place.delete(run));
+        // Put and not inserted: an insert would change some of them.
+        let puts = ids().zip(documents).map(|(id, document)| statements::put(id, document));
+        let commands = removals.chain(runs(puts).map(|run| place.update(run, true)));
+        commands.map(|command| (place.namespace.database.clone(), command)).collect::<Vec<_>>()
+    };
+    match applier.writers.transaction(&action, commands, stop).await {
+        Err(Stopped::Failed(error)) if !error.is_fenced() => {
             let what = format!(
-                "documents in {} hold unique keys that the source gives to others ({wrapped})",
+                "documents in {} hold unique keys that the source gives to others ({error})",
                 place.namespace
             );
-            return Err(Stopped::Failed(ApplyError::Diverged { collections: vec![uuid], what }));
+            Err(Stopped::Failed(ApplyError::Diverged { collections: vec![uuid], what }))
         }
-        outage.report(&wrapped);
-        stop.sleep(backoff.next_delay()).await?;
+        result => Ok(result?),
     }
-}
-
-async fn swap_once(
-    applier: &Applier,
-    place: &Place,
-    documents: &[RawDocumentBuf],
-) -> mongodb::error::Result<()> {
-    let client = &applier.writers.deployment().client;
-    let mut session = client.start_session().await?;
-    session.start_transaction().write_concern(mongodb::options::WriteConcern::majority()).await?;
-    let ids = || documents.iter().filter_map(|document| document::id(document));
-    for run in runs(ids().map(statements::remove)) {
-        in_transaction(client, place, place.delete(run), &mut session).await?;
-    }
-    // Put and not inserted: an insert would change some of them.
-    let puts = ids().zip(documents).map(|(id, document)| statements::put(id, document));
-    for run in runs(puts) {
-        in_transaction(client, place, place.update(run, true), &mut session).await?;
-    }
-    session.commit_transaction().await
 }
 
 /// Statements in runs that fit one command.
@@ -159,18 +132,4 @@ fn runs(statements: impl Iterator<Item = RawDocumentBuf>) -> impl Iterator<Item 
         run.into_iter().for_each(|statement| array.push(statement));
         array
     })
-}
-
-async fn in_transaction(
-    client: &Client,
-    place: &Place,
-    command: RawDocumentBuf,
-    session: &mut ClientSession,
-) -> mongodb::error::Result<()> {
-    let database = client.database(&place.namespace.database);
-    let reply = database.run_raw_command(command).session(session).await?;
-    match reply.get("writeErrors") {
-        None => Ok(()),
-        Some(errors) => Err(mongodb::error::Error::custom(errors.to_string())),
-    }
 }

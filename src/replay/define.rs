@@ -160,7 +160,7 @@ impl Applier {
             )));
         }
         let aside = Namespace::new(&target.database, format!("{STAGING_PREFIX}{other}"));
-        self.rename_known(target, &aside, stop).await?;
+        self.rename_known(other, &aside, stop).await?;
         self.store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&other) {
                 collection.target = aside;
@@ -171,13 +171,14 @@ impl Applier {
 
     /// Renames a followed collection. After a kill it is found under its new name by its UUID, so the catalogue with
     /// that is made durable first: the collection may have been created in this very window.
-    async fn rename_known(&self, from: &Namespace, to: &Namespace, stop: &Stop) -> Outcome {
+    async fn rename_known(&self, uuid: Uuid, to: &Namespace, stop: &Stop) -> Outcome {
+        let Some((_, place)) = self.locate(uuid) else { return Ok(()) };
         let saved = tokio::task::block_in_place(|| self.store.save());
         saved.map_err(|error| {
             let error = Error::disk(Side::Target, "save the catalogue", error.to_string());
             Stopped::Failed(ApplyError::Call(error))
         })?;
-        Ok(self.definer.rename(from, to, stop).await?)
+        Ok(self.definer.rename(&place, to, stop).await?)
     }
 
     async fn drop_followed(&self, uuid: Uuid, stop: &Stop) -> Outcome {
@@ -226,9 +227,7 @@ impl Applier {
         let Some(collection) = found else { return Ok(()) };
         if collection.target != target {
             self.clear_name(&target, tolerant, stop).await?;
-            if collection.target_uuid.is_some() {
-                self.rename_known(&collection.target, &target, stop).await?;
-            }
+            self.rename_known(uuid, &target, stop).await?;
         }
         let found = self.definer.find(&target, stop).await?.and_then(|listed| listed.uuid);
         self.store.change(|catalogue| {
@@ -256,7 +255,10 @@ impl Applier {
             let name = &collection.target;
             let stored = name.collection.strip_prefix("system.buckets.");
             let name = Namespace::new(&name.database, stored.unwrap_or(&name.collection));
-            self.definer.modify(&name, &immediate, stop).await?;
+            // What is a time-series to clients has another UUID underneath.
+            let uuid = collection.target_uuid.filter(|_| stored.is_none());
+            let place = self.definer.place(&name, uuid);
+            self.definer.modify(&place, &immediate, stop).await?;
         }
         self.store.change(|catalogue| catalogue.collections.insert(uuid, collection));
         Ok(())
@@ -300,7 +302,7 @@ impl Applier {
     }
 
     async fn drop_index(&self, uuid: Uuid, name: &str, stop: &Stop) -> Outcome {
-        let Some((collection, _)) = self.locate(uuid) else { return Ok(()) };
+        let Some((_, place)) = self.locate(uuid) else { return Ok(()) };
         let indexes_built = self.store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&uuid) {
                 collection.indexes.remove(name);
@@ -308,7 +310,7 @@ impl Applier {
             catalogue.indexes_built
         });
         if indexes_built {
-            self.definer.drop_index(&collection.target, name, stop).await?;
+            self.definer.drop_index(&place, name, stop).await?;
         }
         Ok(())
     }

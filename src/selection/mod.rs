@@ -6,6 +6,7 @@
 mod fingerprint;
 mod pattern;
 mod rename;
+mod target_set;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,7 @@ use pattern::{Pattern, glob};
 use rename::renames;
 
 pub use rename::RenameRule;
+pub use target_set::{Claim, TargetSet};
 
 /// Databases that are never copied, whatever the globs say: the server's own and snapsync's.
 pub const NEVER_COPIED: [&str; 4] = ["admin", "config", "local", "snapsync"];

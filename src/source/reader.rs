@@ -7,7 +7,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::tail::{Tail, TailError, check_held, last_optime};
+use super::tail::{Tail, TailError, check_held, last_optime, told_apart};
 use crate::mongo::Deployment;
 use crate::position::OpTime;
 use crate::retry::{Backoff, Outage};
@@ -91,13 +91,14 @@ async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched
             Err(error) => error,
         };
         match error {
-            lost @ TailError::Lost { .. } => {
+            lost @ (TailError::Lost { wanted, .. } | TailError::NeverHeld { wanted }) => {
+                let lost = told_apart(&source, wanted, lost).await;
                 // If nobody takes it any more, nobody wants to know.
                 let _nobody = sender.send(Fetched::Lost(lost)).await;
                 return;
             }
             TailError::Ahead { wanted } if ahead_since.elapsed() > AHEAD_MAX => {
-                let lost = TailError::Lost { wanted, found: "none".to_owned() };
+                let lost = TailError::NeverHeld { wanted };
                 let _nobody = sender.send(Fetched::Lost(lost)).await;
                 return;
             }

@@ -37,6 +37,15 @@ pub enum TailError {
         /// What came first instead, or "none".
         found: String,
     },
+    /// The entry to read from is not in the source's oplog although that reaches back further: this is not the history
+    /// that was read.
+    #[error(
+        "the source's oplog reaches back before {wanted}, but does not hold the entry there, which was read and applied"
+    )]
+    NeverHeld {
+        /// What was asked for.
+        wanted: OpTime,
+    },
     /// The source has nothing at or after the entry to read from. A primary that was elected just now may need a moment
     /// until it says so with majority.
     #[error("the source's oplog ends before the entry at {wanted}")]
@@ -161,6 +170,14 @@ pub async fn check_held(source: &Deployment, optime: OpTime) -> Result<(), TailE
     match first_at_or_after(source, optime.ts).await? {
         None => Err(TailError::Ahead { wanted: optime }),
         first => check_first(optime, first),
+    }
+}
+
+/// Tells an entry that the source has lost from one that it never had.
+pub async fn told_apart(source: &Deployment, lost: OpTime, error: TailError) -> TailError {
+    match first_at_or_after(source, Ts::ZERO).await {
+        Ok(Some(oldest)) if oldest.ts < lost.ts => TailError::NeverHeld { wanted: lost },
+        _ => error,
     }
 }
 

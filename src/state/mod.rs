@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub use audit::Audit;
 pub use lock::{LockError, StateLock};
 pub use slot::{SLOT_BODY_BYTES_MAX, Slot};
-pub use versioned::{load, save};
+pub use versioned::{load, load_json, save};
 
 use crate::durable::DiskError;
 

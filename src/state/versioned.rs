@@ -33,6 +33,11 @@ pub fn save<T: Serialize>(path: &Path, format: u32, value: &T) -> Result<(), Sta
 /// Reads what [`save`] wrote; `None` if there is no such file. A file that is damaged, empty or of another format is an
 /// error, never `None`: to take it for a first start would copy everything again over a good target.
 pub fn load<T: DeserializeOwned>(path: &Path, format: u32) -> Result<Option<T>, StateError> {
+    load_json(path, format)?.map(|body| from_json(path, &body)).transpose()
+}
+
+/// As [`load`], the JSON text as it is.
+pub fn load_json(path: &Path, format: u32) -> Result<Option<Vec<u8>>, StateError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -46,7 +51,7 @@ pub fn load<T: DeserializeOwned>(path: &Path, format: u32) -> Result<Option<T>, 
     if found != format {
         return Err(StateError::Format { path: path.to_owned(), found, known: format });
     }
-    from_json(path, body).map(Some)
+    Ok(Some(body.to_vec()))
 }
 
 fn decode(bytes: &[u8]) -> Result<(u32, &[u8]), &'static str> {

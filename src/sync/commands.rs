@@ -94,6 +94,7 @@ fn resume(context: &Context) -> Result<(), Interrupted> {
     // A person has looked: what recurred may be tried again.
     context.catalogue.change(|catalogue| catalogue.repair.history.clear());
     context.catalogue.save()?;
+    context.verified.assert();
     context.happen(Event::Resume).map(drop)
 }
 

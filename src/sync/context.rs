@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::divergence::desk::Desk;
+use super::mirroring::Verified;
 use super::phase::{Event, IllegalTransition, Phase};
 use super::record::RecordStore;
 use super::standing::Standing;
@@ -83,15 +84,12 @@ impl From<Stopped<crate::mongo::Error>> for Interrupted {
     }
 }
 
-/// The server's error for a write under a number lower than one it has seen: another daemon has fenced this one off.
-const TRANSACTION_TOO_OLD: i32 = 225;
-
 impl From<crate::mongo::Error> for Interrupted {
     fn from(error: crate::mongo::Error) -> Self {
         use crate::mongo::Failure;
         match error.failure {
             Failure::Disk => Self::Exit(Exit::new(Code::Disk, error.to_string())),
-            Failure::Server(TRANSACTION_TOO_OLD) => {
+            _ if error.is_fenced() => {
                 let text = format!("{error}: another daemon has taken over");
                 Self::Exit(Exit::new(Code::Held, text))
             }
@@ -135,6 +133,8 @@ pub struct Context {
     pub standing: Standing,
     /// Whether the target is, at every window end, the source at one moment. Before that no counts are compared.
     pub settled: Arc<AtomicBool>,
+    /// Whether source and target are those that the records speak of.
+    pub verified: Verified,
     /// Limit of the copy.
     pub pace: Arc<Pace>,
     /// Where the replay and those who watch the target meet.
@@ -145,7 +145,7 @@ impl Context {
     /// Where the spool is.
     #[must_use]
     pub fn spool_directory(&self) -> PathBuf {
-        self.config.state.directory.join("spool")
+        self.config.state.directory.join(super::copying::SPOOL_FOLDER)
     }
 
     /// Moves the migration on: durably, then on the board and in the log.

@@ -254,7 +254,7 @@ pub(super) fn copier(context: &Context, progress: ProgressStore) -> Copier {
 
 fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {
     let after = context.records.get().resume.unwrap_or_default().applied.ts;
-    let path = context.config.state.directory.join("copy.json");
+    let path = context.config.state.directory.join(PROGRESS_FILE);
     ProgressStore::open(path, after).map_err(|error: Error| Interrupted::from(error))
 }
 
@@ -305,10 +305,23 @@ fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress
     }
 }
 
+/// The catalogue's file in the state directory.
+pub const CATALOGUE_FILE: &str = "catalogue.json";
+/// The file for the progress of the copy.
+pub const PROGRESS_FILE: &str = "copy.json";
+/// The folder of the spool.
+pub const SPOOL_FOLDER: &str = "spool";
+
 /// Where a catalogue is kept in the state directory.
 ///
 /// # Errors
 /// A damaged file.
 pub fn open_catalogue(directory: &std::path::Path) -> Result<CatalogueStore, Exit> {
-    Ok(CatalogueStore::open(directory.join("catalogue.json"))?)
+    Ok(CatalogueStore::open(directory.join(CATALOGUE_FILE))?)
+}
+
+/// An empty catalogue, to be filled and kept in the place of the one that is there.
+#[must_use]
+pub fn open_catalogue_anew(directory: &std::path::Path) -> CatalogueStore {
+    CatalogueStore::empty(directory.join(CATALOGUE_FILE))
 }

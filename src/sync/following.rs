@@ -32,6 +32,13 @@ pub fn feed_failure(error: &FeedError) -> Interrupted {
         FeedError::Tail(TailError::Lost { .. }) => {
             Interrupted::Lost(format!("the source's oplog does not reach back far enough: {error}"))
         }
+        FeedError::Tail(TailError::NeverHeld { .. }) => Interrupted::Halt {
+            reason: format!("the source is not where it was followed from: {error}"),
+            remedy:
+                "it was set back to an earlier state, or another one has its name: if that can be \
+                     undone, do so and `snapsync resume`; else `snapsync reset` and copy anew"
+                    .into(),
+        },
         FeedError::Spool(error) => Interrupted::Exit(Exit::new(Code::Disk, error.to_string())),
         error => Interrupted::Exit(Exit::new(Code::Internal, error.to_string())),
     }

@@ -11,6 +11,9 @@ use crate::replay::window::ResumePoint;
 use crate::state::Slot;
 use crate::state::StateError;
 
+/// The record's file in the state directory.
+pub const FILE: &str = "position";
+
 /// Counters that survive restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Totals {
@@ -41,6 +44,21 @@ pub struct Record {
     pub renames: String,
     /// Counters.
     pub totals: Totals,
+    /// The replica sets that are followed and written, by the identity that a set gets when it is initiated.
+    #[serde(default)]
+    pub replica_sets: ReplicaSets,
+    /// How often this record was mirrored on the target, as far as that is known to be durable there.
+    #[serde(default)]
+    pub mirrored: u64,
+}
+
+/// Identities of the two replica sets; `None` where the user may not read it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReplicaSets {
+    /// The source's.
+    pub source: Option<String>,
+    /// The target's.
+    pub target: Option<String>,
 }
 
 /// The record in memory and on disk.
@@ -50,20 +68,32 @@ pub struct RecordStore {
 }
 
 impl RecordStore {
+    /// The record in the state directory, if there is one.
+    ///
+    /// # Errors
+    /// The disk, or a damaged file.
+    pub fn find(directory: &Path) -> Result<Option<Record>, StateError> {
+        Ok(Slot::open(&directory.join(FILE))?.1)
+    }
+
     /// Opens the record in the state directory; `fresh` makes the first one.
     ///
     /// # Errors
     /// The disk, or a damaged file.
     pub fn open(directory: &Path, fresh: impl FnOnce() -> Record) -> Result<Self, StateError> {
-        let (mut slot, found) = Slot::open(&directory.join("position"))?;
-        let record = match found {
-            Some(record) => record,
-            None => {
-                let record = fresh();
-                slot.write(&record)?;
-                record
-            }
-        };
+        let record = Self::find(directory)?.unwrap_or_else(fresh);
+        Self::create(directory, record)
+    }
+
+    /// Makes this the record in the state directory, durably.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn create(directory: &Path, record: Record) -> Result<Self, StateError> {
+        let (mut slot, found) = Slot::open(&directory.join(FILE))?;
+        if found.as_ref() != Some(&record) {
+            slot.write(&record)?;
+        }
         Ok(Self { inner: Mutex::new((slot, record)) })
     }
 

@@ -4,33 +4,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bson::doc;
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
-use super::copying;
 use super::deltas::Counter;
 use super::divergence::desk::Desk;
-use super::phase::Phase;
+use super::mirroring::{Mirroring, Verified};
+use super::phase::Event;
 use super::preflight::{self, Check, Verdict};
-use super::record::{Record, RecordStore, Totals};
+use super::record::{Record, RecordStore, ReplicaSets};
 use super::standing::Standing;
 use super::tuning::{InForce, Tuning};
 use super::watch;
+use super::{copying, ownership, recovery};
 use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
 use crate::http::control::Control;
 use crate::http::server::Server;
-use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side};
+use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side, replica_set_id};
 use crate::source::catalog;
 use crate::state::Audit;
 use crate::state::{LockError, StateLock};
 use crate::status::{self, StatusBoard, WallTime};
 use crate::stop::Stop;
+use crate::target::deadline::Deadline;
 use crate::target::definitions::Definer;
 use crate::target::inflight;
-use crate::target::lease::{self, Owner, Taken};
+use crate::target::lease::taking::{self, Grant};
+use crate::target::lease::{Lease, Owner};
 use crate::target::writers::Writers;
 
 /// How long a server may stay away at start before the program gives up with 69.
@@ -41,11 +45,9 @@ const CONTROL_CONNECTIONS: u32 = 8;
 /// What is held while the daemon runs.
 #[derive(Debug)]
 pub struct Held {
-    target: Deployment,
-    owner: Owner,
-    generation: u64,
+    lease: Lease,
     stop: Stop,
-    tasks: JoinSet<Result<(), Exit>>,
+    tasks: Tasks,
     _lock: StateLock,
 }
 
@@ -56,22 +58,31 @@ impl Held {
     /// The lease had been lost.
     pub async fn release(mut self, in_order: bool) -> Result<(), Exit> {
         self.stop.request();
-        let mut outcome = Ok(());
-        while let Some(ended) = self.tasks.join_next().await {
-            match ended {
-                Ok(result) => outcome = outcome.and(result),
-                Err(panic) => tracing::error!("internal error: {panic}"),
-            }
-        }
+        let outcome = end(&mut self.tasks).await;
         // After a failure writes may still be under way: then the lease is left to expire.
-        if outcome.is_ok() && in_order {
-            let release = lease::release(&self.target, &self.owner, self.generation);
-            if let Err(error) = release.await {
-                tracing::info!("the lease is left to expire: {error}");
-            }
+        if outcome.is_ok()
+            && in_order
+            && let Err(error) = self.lease.release().await
+        {
+            tracing::info!("the lease is left to expire: {error}");
         }
         outcome
     }
+}
+
+/// The tasks that run beside the work. One that fails says so by requesting the stop.
+type Tasks = JoinSet<Result<(), Exit>>;
+
+/// Waits until all tasks have ended, as they do after a stop, and returns the first failure.
+async fn end(tasks: &mut Tasks) -> Result<(), Exit> {
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(result) => outcome = outcome.and(result),
+            Err(panic) => tracing::error!("internal error: {panic}"),
+        }
+    }
+    outcome
 }
 
 /// Starts the daemon.
@@ -84,10 +95,29 @@ pub async fn start(
     control: Control,
     stop: &Stop,
 ) -> Result<(Context, Held), Interrupted> {
+    let mut tasks = Tasks::new();
+    match prepare(config, board, control, &mut tasks, stop).await {
+        Ok((context, lease, lock)) => {
+            Ok((context, Held { lease, stop: stop.clone(), tasks, _lock: lock }))
+        }
+        // Perhaps not by a person: a lease that is lost stops everything.
+        Err(Interrupted::Stop) => {
+            Err(end(&mut tasks).await.map_or_else(Into::into, |()| Interrupted::Stop))
+        }
+        Err(interrupted) => Err(interrupted),
+    }
+}
+
+async fn prepare(
+    config: Config,
+    board: StatusBoard,
+    control: Control,
+    tasks: &mut Tasks,
+    stop: &Stop,
+) -> Result<(Context, Lease, StateLock), Interrupted> {
     let directory = config.state.directory.clone();
     let lock = lock(&config)?;
     let server = bind(&config).await?;
-    let mut tasks = JoinSet::new();
     {
         let (board, stop) = (board.clone(), stop.clone());
         tasks.spawn(async move {
@@ -100,26 +130,48 @@ pub async fn start(
     let (source_facts, target_facts) =
         reading(stop, pass_checks(&source, &asking, &config)).await?;
     show_deployments(&board, &source_facts, &target_facts);
-    let records = Arc::new(open_record(&config)?);
+    let at_start = |error: Error| Exit::at_start(&error);
+    let opened = async {
+        let source_set = replica_set_id(&source).await.map_err(at_start)?;
+        let sets = ReplicaSets { source: source_set, target: None };
+        recovery::open_record(&config, &source, &asking, &sets).await
+    };
+    let records = Arc::new(reading(stop, opened).await?);
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
-    let owner = owner(&record.instance);
+    let owner = ownership::owner(&record.instance, &directory);
     let looking = refuse_early(&config, &source, &asking, &source_facts, &record, &owner);
     reading(stop, looking).await?;
-    let generation = take_lease(&asking, &owner).await?;
-    let name = inflight::app_name(&record.instance, generation);
+    let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
+    if let Some(by) = grant.taken_by.as_deref() {
+        halt_taken(&records, by)?;
+    }
+    let name = inflight::app_name(&record.instance, grant.lease.generation());
     let target = connect(&config, Side::Target, &name, config_connections(&config)).await?;
-    keep_lease(&asking, &owner, generation, &records, &mut tasks, stop);
-    inflight::clear_earlier_runs(&asking, &record.instance, generation, stop).await?;
-    let writers = Writers::new(target.clone(), config.copy_workers() * 2);
+    let count = config.copy_workers() * 2;
+    let writers = Writers::start(target.clone(), deadline.clone(), count).await;
+    let writers = writers.map_err(|error| Exit::at_start(&error))?;
+    keep_lease(&grant, &writers, &deadline, &records, tasks, stop);
+    let verified = Verified::default();
+    let mirroring = Mirroring {
+        lease: grant.lease.clone(),
+        deadline: deadline.clone(),
+        records: records.clone(),
+        catalogue: catalogue.clone(),
+        verified: verified.clone(),
+    };
+    stopping_all(tasks, mirroring.run(stop.clone()), stop);
+    ownership::fence(&config, &grant, stop).await?;
+    ownership::record_sessions(&grant, &writers, stop).await?;
     let context = Context {
-        definer: Definer::new(target.clone(), target_facts.version, name),
+        definer: Definer::new(target.clone(), target_facts.version, name, deadline),
         writers,
         source_version: source_facts.version,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
         settled: Arc::default(),
         desk: Desk::default(),
+        verified,
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
@@ -129,9 +181,8 @@ pub async fn start(
         board,
     };
     note(&directory, "started", &context)?;
-    watch_over(&context, &asking, &mut tasks, stop);
-    let held = Held { target: asking, owner, generation, stop: stop.clone(), tasks, _lock: lock };
-    Ok((context, held))
+    watch_over(&context, &asking, tasks, stop);
+    Ok((context, grant.lease, lock))
 }
 
 /// Carries out what only reads, and gives it up when asked to stop.
@@ -145,7 +196,11 @@ async fn reading<T>(
     }
 }
 
-fn lock(config: &Config) -> Result<StateLock, Exit> {
+/// Takes the state directory, making it if need be.
+///
+/// # Errors
+/// Another process has it, or the disk.
+pub fn lock(config: &Config) -> Result<StateLock, Exit> {
     let directory = &config.state.directory;
     crate::durable::create_dir_all_durable(directory)
         .map_err(|error| Exit::new(Code::Disk, error.to_string()))?;
@@ -227,37 +282,6 @@ fn show_deployments(board: &StatusBoard, source: &ServerFacts, target: &ServerFa
     });
 }
 
-fn open_record(config: &Config) -> Result<RecordStore, Exit> {
-    let selection = config.sync.selection.fingerprint();
-    let renames = config.sync.selection.rename_fingerprint();
-    let fresh = || Record {
-        instance: bson::Uuid::new().to_string(),
-        phase: Phase::Copying,
-        since_ms: WallTime::now().as_ms(),
-        resume: None,
-        intent: None,
-        selection: selection.clone(),
-        renames: renames.clone(),
-        totals: Totals::default(),
-    };
-    let records = RecordStore::open(&config.state.directory, fresh)?;
-    let record = records.get();
-    // Nothing has been written for another selection; otherwise the change is taken over when the replay goes on.
-    if record.resume.is_none() {
-        records.change(|record| {
-            record.selection = selection;
-            record.renames = renames;
-        })?;
-    }
-    Ok(records)
-}
-
-fn owner(instance: &str) -> Owner {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let description = format!("snapsync on {}, process {}", host.trim(), std::process::id());
-    Owner { instance: instance.to_owned(), description }
-}
-
 /// Refusals that need no lease to be seen, so that nothing at all has been written when they are made.
 async fn refuse_early(
     config: &Config,
@@ -268,8 +292,10 @@ async fn refuse_early(
     owner: &Owner,
 ) -> Result<(), Exit> {
     let at_start = |error: Error| Exit::at_start(&error);
-    if let Some(by) = lease::held_by_another(target, owner).await.map_err(at_start)? {
-        return Err(held(&by));
+    let set = config.sync.selection.target_set();
+    let holder = taking::held_by_another(target, owner, &set).await;
+    if let Some(holder) = holder.map_err(at_start)? {
+        return Err(ownership::held(&holder));
     }
     let fresh = record.resume.is_none();
     if !fresh || config.target.on_existing_data != OnExistingData::Refuse {
@@ -285,19 +311,6 @@ async fn refuse_early(
     if existing.is_empty() { Ok(()) } else { Err(copying::existing_data(&existing)) }
 }
 
-fn held(by: &str) -> Exit {
-    let text = format!("the lease on the target is held by {by}: only one daemon may write there");
-    Exit::new(Code::Held, text)
-}
-
-async fn take_lease(target: &Deployment, owner: &Owner) -> Result<u64, Exit> {
-    match lease::take(target, owner).await {
-        Ok(Taken::Ours { generation }) => Ok(generation),
-        Ok(Taken::Held { by }) => Err(held(&by)),
-        Err(error) => Err(Exit::at_start(&error)),
-    }
-}
-
 fn note(directory: &std::path::Path, event: &str, context: &Context) -> Result<(), Exit> {
     let audit = Audit::open(directory)?;
     let phase = context.records.get().phase.state().to_string();
@@ -307,30 +320,63 @@ fn note(directory: &std::path::Path, event: &str, context: &Context) -> Result<(
 
 /// Keeps renewing the lease, from now on: clearing up after an earlier run may take longer than it lasts.
 fn keep_lease(
-    asking: &Deployment,
-    owner: &Owner,
-    generation: u64,
+    grant: &Grant,
+    writers: &Writers,
+    deadline: &Deadline,
     records: &Arc<RecordStore>,
-    tasks: &mut JoinSet<Result<(), Exit>>,
+    tasks: &mut Tasks,
     stop: &Stop,
 ) {
-    let (records, everything) = (records.clone(), stop.clone());
-    let lease = watch::lease(asking.clone(), owner.clone(), generation, records, stop.clone());
+    let records = records.clone();
+    let sessions = writers.ids().iter().copied().chain(grant.all_fenced()).collect();
+    // For people who look at the target; the mirror has it all.
+    let fields = move || {
+        let record = records.get();
+        doc! {
+            "phase": record.phase.state().to_string(),
+            "resume": record.resume.map(|resume| bson::Timestamp::from(resume.applied.ts)),
+        }
+    };
+    let kept =
+        ownership::keep(grant.lease.clone(), deadline.clone(), sessions, fields, stop.clone());
+    stopping_all(tasks, kept, stop);
+}
+
+/// Runs a task whose end is the end of everything: whoever has lost the lease must not write any more.
+fn stopping_all(
+    tasks: &mut Tasks,
+    task: impl Future<Output = Result<(), Exit>> + Send + 'static,
+    stop: &Stop,
+) {
+    let everything = stop.clone();
     tasks.spawn(async move {
-        let kept = lease.await;
-        // Whoever has lost the lease must not write any more.
+        let ended = task.await;
         everything.request();
-        kept
+        ended
     });
 }
 
+/// Halts a migration whose lease another one had taken for the same names: nobody knows what is there now.
+fn halt_taken(records: &RecordStore, by: &str) -> Result<(), Exit> {
+    let record = records.get();
+    if record.resume.is_none() {
+        return Ok(());
+    }
+    let halt = Event::Halt {
+        reason: format!("another migration, of {by}, has written to the same names since"),
+        remedy: "`snapsync reset` and copy anew; `snapsync resume` only if it wrote nothing".into(),
+    };
+    let next = record.phase.next(halt);
+    let phase = next.map_err(|error| Exit::new(Code::Internal, error.to_string()))?;
+    records.change(|record| {
+        record.phase = phase;
+        record.since_ms = WallTime::now().as_ms();
+    })?;
+    Ok(())
+}
+
 /// Begins what else runs beside the work.
-fn watch_over(
-    context: &Context,
-    asking: &Deployment,
-    tasks: &mut JoinSet<Result<(), Exit>>,
-    stop: &Stop,
-) {
+fn watch_over(context: &Context, asking: &Deployment, tasks: &mut Tasks, stop: &Stop) {
     let (standing, board) = (context.standing.clone(), context.board.clone());
     let source = watch::source(context.source.clone(), standing, board, stop.clone());
     tasks.spawn(async move {

@@ -10,7 +10,9 @@ use super::feed::Feed;
 use super::following::Follower;
 use super::phase::{Event, Phase};
 use super::resync::{self, kept, lost};
-use super::{commands, copying, mending, pausing, reconcile, reload, reselecting, startup};
+use super::{
+    commands, copying, identity, mending, pausing, reconcile, reload, reselecting, startup,
+};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::http::control::{Command, Control};
@@ -214,7 +216,13 @@ async fn after(
 
 /// One act; `None` when it came to its end and the next one follows.
 async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
-    match context.records.get().phase {
+    let phase = context.records.get().phase;
+    if !matches!(phase, Phase::Halted { .. })
+        && let Err(interrupted) = identity::verify(context, stop).await
+    {
+        return Some(interrupted);
+    }
+    match phase {
         Phase::Copying => copy(context, stop).await.err(),
         Phase::Halted { .. } => {
             stop.requested().await;

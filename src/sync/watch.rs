@@ -1,19 +1,13 @@
-//! What is looked after beside the main work: the source's newest optime and oplog window, and the lease.
+//! What is looked at beside the main work: the source's newest optime and its oplog window.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bson::doc;
-
-use super::record::RecordStore;
 use super::standing::Standing;
-use crate::exit::{Code, Exit};
 use crate::mongo::Deployment;
 use crate::retry::Outage;
 use crate::source::{start, tail};
 use crate::status::{OplogFacts, OplogReserve, StatusBoard};
 use crate::stop::Stop;
-use crate::target::lease::{self, Owner, Taken};
 use crate::telemetry::counters::COUNTERS;
 use crate::telemetry::events;
 
@@ -92,41 +86,6 @@ impl OplogWatch {
                 events::oplog_window_short(reserve.left, reserve.needed);
                 self.alarmed = Some(round);
             }
-        }
-    }
-}
-
-/// Keeps the lease until stopped; ends with an error as soon as somebody else has it.
-///
-/// # Errors
-/// The lease is lost: nothing may be written any more.
-pub async fn lease(
-    target: Deployment,
-    owner: Owner,
-    generation: u64,
-    records: Arc<RecordStore>,
-    stop: Stop,
-) -> Result<(), Exit> {
-    let outage = Outage::new(target.side);
-    loop {
-        if stop.sleep(lease::RENEW_EVERY).await.is_err() {
-            return Ok(());
-        }
-        let record = records.get();
-        let mirror = doc! {
-            "phase": record.phase.state().to_string(),
-            "resume": record.resume.map(|resume| bson::Timestamp::from(resume.applied.ts)),
-            "term": record.resume.map(|resume| resume.applied.term),
-            "intent": record.intent.map(bson::Timestamp::from),
-        };
-        match lease::renew(&target, &owner, generation, mirror).await {
-            Ok(Taken::Ours { .. }) => {}
-            Ok(Taken::Held { by }) => {
-                let text =
-                    format!("the lease on the target was taken by {by}; nothing more is written");
-                return Err(Exit::new(Code::Held, text));
-            }
-            Err(error) => outage.report(&error),
         }
     }
 }

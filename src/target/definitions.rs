@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bson::{Document, Uuid, doc};
 
+use super::deadline::Deadline;
 use super::inflight;
 use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
@@ -18,6 +19,8 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 const INDEX_NOT_FOUND: i32 = 27;
 const NAMESPACE_EXISTS: i32 = 48;
 const COLLECTION_UUID_MISMATCH: i32 = 361;
+/// The collection is not there, or not under this name.
+const GONE: [i32; 2] = [NAMESPACE_NOT_FOUND, COLLECTION_UUID_MISMATCH];
 /// Index definitions that clash with one that is there: same name or same keys, other options.
 const INDEX_CLASHES: [i32; 2] = [85, 86];
 
@@ -34,18 +37,25 @@ pub struct Definer {
     checks_uuid: bool,
     never_expires: i32,
     app_name: String,
+    deadline: Deadline,
     commands: Arc<AtomicU64>,
 }
 
 impl Definer {
-    /// For a target of this version, on connections that carry `app_name`.
+    /// For a target of this version, on connections that carry `app_name`, as long as the lease lasts.
     #[must_use]
-    pub fn new(deployment: Deployment, version: Version, app_name: String) -> Self {
+    pub fn new(
+        deployment: Deployment,
+        version: Version,
+        app_name: String,
+        deadline: Deadline,
+    ) -> Self {
         // collectionUUID came with 6.0.
         let checks_uuid = version >= Version(6, 0, 0);
         let never_expires =
             if version >= Version(5, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_5 };
-        Self { deployment, checks_uuid, never_expires, app_name, commands: Arc::default() }
+        let commands = Arc::default();
+        Self { deployment, checks_uuid, never_expires, app_name, deadline, commands }
     }
 
     /// The deployment that is defined on.
@@ -98,6 +108,7 @@ impl Definer {
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.deployment.side);
         loop {
+            self.deadline.hold_to_define(stop).await?;
             let call = run(&self.deployment, database, action, command.clone());
             match unless_stopped(stop, call).await? {
                 Ok(reply) => return Ok(reply),
@@ -207,7 +218,7 @@ impl Definer {
         }
         let action = format!("drop {namespace}");
         let result = self.define(&namespace.database, &action, command, stop).await;
-        tolerate(result, &[NAMESPACE_NOT_FOUND, COLLECTION_UUID_MISMATCH])
+        tolerate(result, &GONE)
     }
 
     /// Renames a collection within the deployment. The new name must be free.
@@ -216,18 +227,20 @@ impl Definer {
     /// [`Stopped`].
     pub async fn rename(
         &self,
-        from: &Namespace,
+        from: &Place,
         to: &Namespace,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
-        let command = doc! { "renameCollection": from.to_string(), "to": to.to_string() };
-        let action = format!("rename {from} to {to}");
+        let name = &from.namespace;
+        let command = doc! { "renameCollection": name.to_string(), "to": to.to_string() };
+        let command = of_collection(command, from);
+        let action = format!("rename {name} to {to}");
         let mut repeated = false;
         match self.define_again("admin", &action, command, &mut repeated, stop).await {
             // Renamed by the attempt whose answer was lost.
             Err(Stopped::Failed(error))
                 if repeated
-                    && error.code() == Some(NAMESPACE_NOT_FOUND)
+                    && error.code().is_some_and(|code| GONE.contains(&code))
                     && self.find(to, stop).await?.is_some() =>
             {
                 Ok(())
@@ -242,13 +255,15 @@ impl Definer {
     /// [`Stopped`].
     pub async fn modify(
         &self,
-        namespace: &Namespace,
+        place: &Place,
         changes: &Document,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
+        let namespace = &place.namespace;
         let mut command = doc! { "collMod": &namespace.collection };
         command.extend(changes.clone());
         let action = format!("modify {namespace}");
+        let command = of_collection(command, place);
         let result = self.define(&namespace.database, &action, command, stop).await;
         tolerate(result, &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND])
     }
@@ -274,7 +289,7 @@ impl Definer {
             {
                 for spec in specs {
                     if let Ok(name) = spec.get_str("name") {
-                        self.drop_index(&place.namespace, name, stop).await?;
+                        self.drop_index(place, name, stop).await?;
                     }
                 }
                 self.build(place, specs, stop).await
@@ -292,10 +307,8 @@ impl Definer {
         let specs: Vec<Document> =
             specs.iter().map(|spec| index_to_build(spec, self.never_expires)).collect();
         let namespace = &place.namespace;
-        let mut command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
-        if let Some(uuid) = place.uuid {
-            command.insert("collectionUUID", uuid);
-        }
+        let command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
+        let command = of_collection(command, place);
         let action = format!("build indexes on {namespace}");
         self.define(&namespace.database, &action, command, stop).await.map(drop)
     }
@@ -306,11 +319,13 @@ impl Definer {
     /// [`Stopped`].
     pub async fn drop_index(
         &self,
-        namespace: &Namespace,
+        place: &Place,
         name: &str,
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
+        let namespace = &place.namespace;
         let command = doc! { "dropIndexes": &namespace.collection, "index": name };
+        let command = of_collection(command, place);
         let action = format!("drop an index of {namespace}");
         let result = self.define(&namespace.database, &action, command, stop).await;
         tolerate(result, &[NAMESPACE_NOT_FOUND, INDEX_NOT_FOUND])
@@ -334,7 +349,7 @@ impl Definer {
                 let mut changes = definition.clone();
                 // A view's collation cannot be changed, only stated when it is made.
                 changes.remove("collation");
-                self.modify(view, &changes, stop).await
+                self.modify(&self.place(view, None), &changes, stop).await
             }
             result => result.map(drop),
         }
@@ -392,6 +407,14 @@ impl Definer {
         let action = format!("drop the database {database}");
         self.define(database, &action, doc! { "dropDatabase": 1 }, stop).await.map(drop)
     }
+}
+
+/// The command with the UUID that the collection must have, where the server checks it.
+fn of_collection(mut command: Document, place: &Place) -> Document {
+    if let Some(uuid) = place.uuid {
+        command.insert("collectionUUID", uuid);
+    }
+    command
 }
 
 fn tolerate(result: Result<Document, Stopped<Error>>, codes: &[i32]) -> Result<(), Stopped<Error>> {

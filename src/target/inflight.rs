@@ -21,9 +21,10 @@ fn app_name_prefix(instance: &str) -> String {
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// Kills operations of runs of this migration before `generation`, and waits until they are gone.
+/// Kills operations of runs of this migration other than that of `generation`, and of all runs of the migrations in
+/// `others`, and waits until they are gone.
 ///
-/// Index builds are left: they are adopted, not repeated.
+/// Index builds of this migration are left: they are adopted, not repeated.
 ///
 /// # Errors
 /// [`Stopped`]; a server that goes away is waited for.
@@ -31,13 +32,16 @@ pub async fn clear_earlier_runs(
     target: &Deployment,
     instance: &str,
     generation: u64,
+    others: &[String],
     stop: &Stop,
 ) -> Result<(), Stopped<Error>> {
+    let others: Vec<String> = others.iter().map(|instance| app_name_prefix(instance)).collect();
     let own = app_name(instance, generation);
     let prefix = app_name_prefix(instance);
     wait_out(target, stop, |operation| {
         let name = operation.get_str("appName").unwrap_or_default();
-        name.starts_with(&prefix) && name != own && !is_index_build(operation)
+        others.iter().any(|other| name.starts_with(other))
+            || (name.starts_with(&prefix) && name != own && !is_index_build(operation))
     })
     .await
 }

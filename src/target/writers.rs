@@ -1,28 +1,60 @@
-//! A pool of write sessions: so many write commands to the target at once, each with a known outcome.
+//! A pool of write sessions: so many write commands to the target at once, each with a known outcome, and none after
+//! the lease has passed to another. The sessions stand in the lease before the first write, so that whoever takes it
+//! over can have the server refuse everything that still comes under them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bson::RawDocumentBuf;
-use tokio::sync::Semaphore;
+use bson::{RawDocumentBuf, Uuid};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::mongo::{Deployment, Error, WriteReply, WriteSession};
-use crate::retry::{Stopped, until_reached};
+use super::deadline::Deadline;
+use crate::mongo::{Deployment, Error, Transaction, WriteReply, WriteSession};
+use crate::retry::{Backoff, Outage, Stopped, unless_stopped};
 use crate::stop::Stop;
 
 /// Write sessions, handed out one a command. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Writers {
     deployment: Deployment,
+    deadline: Deadline,
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<WriteSession>>>,
+    ids: Arc<[Uuid]>,
+}
+
+/// A session taken from the pool; goes back when dropped, also when its user was.
+struct Taken<'a> {
+    writers: &'a Writers,
+    session: Option<WriteSession>,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.writers.idle().extend(self.session.take());
+    }
 }
 
 impl Writers {
-    /// A pool of `count` sessions (at least one), started when first needed.
-    #[must_use]
-    pub fn new(deployment: Deployment, count: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(count.max(1)));
-        Self { deployment, permits, idle: Arc::default() }
+    /// A pool of `count` sessions (at least one).
+    ///
+    /// # Errors
+    /// The driver could not make one.
+    pub async fn start(
+        deployment: Deployment,
+        deadline: Deadline,
+        count: usize,
+    ) -> Result<Self, Error> {
+        let mut idle = Vec::new();
+        let mut ids = Vec::new();
+        for _ in 0..count.max(1) {
+            let session = WriteSession::start(&deployment).await?;
+            ids.push(session.id()?);
+            idle.push(session);
+        }
+        let permits = Arc::new(Semaphore::new(idle.len()));
+        let idle = Arc::new(Mutex::new(idle));
+        Ok(Self { deployment, deadline, permits, idle, ids: ids.into() })
     }
 
     /// The deployment that is written to.
@@ -31,10 +63,29 @@ impl Writers {
         &self.deployment
     }
 
-    /// Sends a write command as soon as a session is free, and waits until its outcome is known.
+    /// The sessions' ids on the server.
+    #[must_use]
+    pub fn ids(&self) -> &[Uuid] {
+        &self.ids
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<WriteSession>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn take<E>(&self) -> Result<Taken<'_>, Stopped<E>> {
+        // The semaphore is never closed; were it, nothing could be written any more.
+        let permit = self.permits.acquire().await.map_err(|_| Stopped::Stop)?;
+        let session = self.idle().pop();
+        Ok(Taken { writers: self, session, _permit: permit })
+    }
+
+    /// Sends a write command as soon as a session is free, until its outcome is known, however long the server is away.
+    ///
+    /// `command` must be an insert, update or delete with single-document statements.
     ///
     /// # Errors
-    /// As [`WriteSession::write`].
+    /// [`Stopped`] when asked to stop while the server is away, or what the server refused as a whole.
     pub async fn write(
         &self,
         database: &str,
@@ -42,18 +93,53 @@ impl Writers {
         command: RawDocumentBuf,
         stop: &Stop,
     ) -> Result<WriteReply, Stopped<Error>> {
-        // The semaphore is never closed; were it, nothing could be written any more.
-        let _permit = self.permits.acquire().await.map_err(|_| Stopped::Stop)?;
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut session = match idle {
-            Some(session) => session,
-            None => {
-                let side = self.deployment.side;
-                until_reached(side, stop, || WriteSession::start(&self.deployment)).await?
+        let mut taken = self.take().await?;
+        // There are as many sessions as permits.
+        let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
+        let command = session.number(command);
+        let mut backoff = Backoff::reconnect();
+        let outage = Outage::new(self.deployment.side);
+        loop {
+            self.deadline.hold(stop).await?;
+            match unless_stopped(stop, session.send(database, action, &command)).await? {
+                Ok(reply) => return Ok(reply),
+                Err(error) if error.is_unreachable() => {
+                    outage.report(&error);
+                    stop.sleep(backoff.next_delay()).await?;
+                }
+                Err(error) => return Err(Stopped::Failed(error)),
             }
-        };
-        let result = session.write(database, action, command, stop).await;
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
-        result
+        }
+    }
+
+    /// Carries out write commands, each with its database, in one transaction; `commands` makes them, for every attempt
+    /// anew. What is done twice must end in the same documents.
+    ///
+    /// # Errors
+    /// [`Stopped`] when asked to stop meanwhile, or a statement that the server refused.
+    pub async fn transaction<I>(
+        &self,
+        action: &str,
+        commands: impl Fn() -> I,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>>
+    where
+        I: IntoIterator<Item = (String, RawDocumentBuf)>,
+    {
+        let mut taken = self.take().await?;
+        let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
+        let mut backoff = Backoff::reconnect();
+        let outage = Outage::new(self.deployment.side);
+        loop {
+            self.deadline.hold(stop).await?;
+            match unless_stopped(stop, session.transaction(action, commands())).await? {
+                Ok(()) => return Ok(()),
+                Err(Transaction::Again(error)) => {
+                    outage.report(&error);
+                    stop.sleep(backoff.next_delay()).await?;
+                }
+                Err(Transaction::Failed(error)) => return Err(Stopped::Failed(error)),
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The copy itself, with small parts: whatever the `_id`s are, no document falls between two of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Binary, Bson, DateTime, Decimal128, Document, Timestamp, doc, oid::ObjectId};
 use snapsync::config::Uri;
@@ -11,6 +12,7 @@ use snapsync::selection::Selection;
 use snapsync::source::{catalog, start};
 use snapsync::state::catalogue::CatalogueStore;
 use snapsync::stop::Stop;
+use snapsync::target::deadline::{Deadline, Moment};
 use snapsync::target::definitions::Definer;
 use snapsync::target::writers::Writers;
 
@@ -37,10 +39,11 @@ async fn copier(pair: &Pair, folder: &std::path::Path) -> Copier {
         let found = catalog::read(&source, version, &everything).await.unwrap();
         catalogue.change(|stored| *stored = found);
     }
+    let deadline = lasting();
     Copier {
         source,
-        definer: Definer::new(target.clone(), version, "copying".to_owned()),
-        writers: Writers::new(target, WORKERS * 2),
+        definer: Definer::new(target.clone(), version, "copying".to_owned(), deadline.clone()),
+        writers: Writers::start(target, deadline, WORKERS * 2).await.unwrap(),
         catalogue: Arc::new(catalogue),
         after,
         workers: WORKERS,
@@ -50,6 +53,19 @@ async fn copier(pair: &Pair, folder: &std::path::Path) -> Copier {
         progress: Arc::new(ProgressStore::open(folder.join("copy.json"), after).unwrap()),
         counters: Arc::new(Counters::default()),
     }
+}
+
+/// A lease that lasts as long as the test.
+fn lasting() -> Deadline {
+    let deadline = Deadline::granted(Moment::now());
+    let renewed = deadline.clone();
+    tokio::spawn(async move {
+        loop {
+            renewed.renewed(Moment::now());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    deadline
 }
 
 /// How many parts each collection was split into.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, assert_equal, quiesce, wait_for,
 };
+use crate::recovery::wait_mirrored;
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
 /// A lease is renewed every five seconds.
@@ -27,7 +28,7 @@ async fn a_daemon_that_loses_its_lease_ends() {
     daemon.wait_state("live").await;
     let found = lease(&target).find_one(doc! {}).await.unwrap().unwrap();
     let id = doc! {"_id": found.get("_id")};
-    let theirs = doc! {"$set": {"instance": "another", "owner": "somebody else"}, "$inc": {"generation": 1_i64}};
+    let theirs = doc! {"$set": {"home": "elsewhere", "owner": "somebody else"}, "$inc": {"generation": 1_i64}};
     lease(&target).update_one(id.clone(), theirs).await.unwrap();
     let status = daemon.wait_exit(RENEWED_WITHIN).await;
     assert_eq!(status.code(), HELD, "{}", daemon.log_tail());
@@ -43,9 +44,14 @@ async fn a_daemon_that_loses_its_lease_ends() {
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 
+    // Without the lease nobody knows any more what the target holds: a person has to say.
+    wait_mirrored(&target, 2).await;
     lease(&target).delete_many(doc! {}).await.unwrap();
     assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
     daemon.restart();
+    let status = daemon.wait_state("halted").await;
+    assert!(status["reason"].as_str().unwrap().contains("no record of this migration"), "{status}");
+    assert_eq!(daemon.post("/resume", &serde_json::json!({})).await.unwrap().status, 200);
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 }
@@ -75,6 +81,13 @@ async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
         daemon.restart();
         wait_waiting(&mut daemon, id).await;
         assert_eq!(daemon.status().await.unwrap()["state"], "starting");
+        if id == 1 {
+            // A lease that is lost at this point is lost all the same.
+            let lost = doc! {"$inc": {"generation": 1_i64}, "$set": {"owner": "somebody else"}};
+            lease(&target).update_one(doc! {}, lost).await.unwrap();
+            assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
+            daemon.restart();
+        }
         target.admin(hang("off")).await;
         quiesce(&mut daemon, &source).await;
         assert_equal(&source, &target).await;

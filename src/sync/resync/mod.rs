@@ -82,8 +82,11 @@ fn context_of_run(main: &Context) -> Result<Context, Interrupted> {
     Ok(context)
 }
 
+/// The folder for the files of a run, in the state directory.
+pub const FOLDER: &str = "resync";
+
 fn folder(main: &Context) -> PathBuf {
-    main.config.state.directory.join("resync")
+    main.config.state.directory.join(FOLDER)
 }
 
 /// Removes the files of a run.

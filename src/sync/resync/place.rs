@@ -54,13 +54,15 @@ pub(super) async fn all(
     let kept = main.catalogue.read().repair.replaced.clone();
     for entry in &aside {
         if let Some(kept) = kept.iter().find(|kept| Some(kept.uuid) == entry.uuid) {
-            main.definer.rename(&entry.namespace, &kept.kept_as, stop).await?;
+            let place = main.definer.place(&entry.namespace, entry.uuid);
+            main.definer.rename(&place, &kept.kept_as, stop).await?;
         }
     }
     for member in &members {
         let found = listed.iter().find(|entry| entry.uuid == Some(member.made));
         if let Some(found) = found.filter(|found| found.namespace != member.place) {
-            main.definer.rename(&found.namespace, &member.place, stop).await?;
+            let place = main.definer.place(&found.namespace, found.uuid);
+            main.definer.rename(&place, &member.place, stop).await?;
         }
     }
     drop_abandoned(main, run, &members, &listed, stop).await?;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::http::{self, Reply};
-use super::process::{Folder, Process, free_port, tail};
+use super::process::{Folder, Process, copy_folder, free_port, tail};
 use super::replica_set::ReplicaSet;
 
 /// How often the daemon is asked while a test waits for it.
@@ -78,6 +78,16 @@ impl Daemon {
         Self { process, options, address, folder }
     }
 
+    /// Starts another daemon with the same configuration and a copy of this one's state folder, as on another host.
+    pub fn start_copy(&self) -> Self {
+        let folder = Folder::new("daemon");
+        copy_folder(&self.state_directory(), &folder.path().join("state"));
+        let address = format!("127.0.0.1:{}", free_port());
+        write_config(&folder, &address, &self.options);
+        let process = spawn(&folder, &self.options);
+        Self { process, options: self.options.clone(), address, folder }
+    }
+
     /// Starts a new process with the same configuration and state. The old one must have ended.
     pub fn restart(&mut self) {
         assert!(self.process.ended().is_some(), "restart of a daemon that runs");
@@ -139,6 +149,12 @@ impl Daemon {
     /// Its state folder.
     pub fn state_directory(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    /// Removes its state folder, as a lost disk would. It must have ended.
+    pub fn lose_state(&mut self) {
+        assert!(self.process.ended().is_some(), "the state of a daemon that runs");
+        std::fs::remove_dir_all(self.state_directory()).expect("remove the state");
     }
 
     /// Its configuration file, for running other commands with `--config`.

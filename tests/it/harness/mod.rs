@@ -35,6 +35,7 @@ pub use daemon::{Daemon, DaemonOptions, program, resume_point};
 pub use http::{Reply, over_socket, over_tcp};
 pub use mongod::Mongod;
 pub use oracle::{Comparison, assert_equal, documents_in, quiesce, user_databases};
+pub use process::Folder;
 pub use proxy::Proxy;
 pub use replica_set::{Pair, ReplicaSet, ReplicaSetOptions};
 pub use wait::wait_for;

@@ -8,7 +8,7 @@ use mongodb::Client;
 use mongodb::options::{ClientOptions, Credential};
 use rustix::process::Signal;
 
-use super::process::{Folder, Process, find_in_path, free_port, tail};
+use super::process::{Folder, Process, copy_folder, find_in_path, free_port, tail};
 
 const LOG: &str = "mongod.log";
 /// Small unless a caller says otherwise: many servers run side by side.
@@ -129,6 +129,20 @@ impl Mongod {
         self.spawn_again();
         let up = self.listens().await;
         assert!(up, "port {} was taken while its mongod was down", self.port);
+    }
+
+    /// Copies the data of a server that has ended, for [`Mongod::set_back`].
+    pub fn back_up(&self) -> Folder {
+        let backup = Folder::new("backup");
+        copy_folder(&self.folder.path().join("data"), &backup.path().join("data"));
+        backup
+    }
+
+    /// Puts the data of a server that has ended back to what it was.
+    pub fn set_back(&self, backup: &Folder) {
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(&data).expect("remove the data");
+        copy_folder(&backup.path().join("data"), &data);
     }
 
     fn spawn_again(&mut self) {
