@@ -15,8 +15,8 @@ const COPIES: u64 = 8;
 const SHARE: u64 = 4;
 /// Batches of one reader at the same time: one read, the others written.
 pub(super) const BATCHES: usize = 3;
-/// Bytes of documents in one batch. Larger ones cost no less processor time; and a command may hold 16 MiB, the reply to
-/// a `find` a little less.
+/// Bytes of documents in one batch. Larger ones cost no less processor time; and a command may hold 16 MiB, the reply
+/// to a `find` a little less.
 const BATCH_BYTES_MIN: u64 = 64 * 1024;
 const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// What is counted.

@@ -1,5 +1,6 @@
 //! Carrying the source's changes out on the target, window by window: [`window`] gathers oplog entries, [`plan`]
-//! and [`changes`] fold them to their net effect (pure), [`apply`] writes documents, [`define`] carries out definitions.
+//! and [`changes`] fold them to their net effect (pure), [`apply`] writes documents, [`define`] carries out
+//! definitions.
 
 pub mod apply;
 pub mod changes;

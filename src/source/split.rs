@@ -14,8 +14,8 @@ use crate::namespace::Namespace;
 const PARTS_MAX: u64 = 32;
 /// Samples for each part: more make the parts more even.
 const SAMPLES: u64 = 20;
-/// The server looks into a collection at random places as long as less than a twentieth of it is asked for, and reads it
-/// from end to end otherwise.
+/// The server looks into a collection at random places as long as less than a twentieth of it is asked for, and reads
+/// it from end to end otherwise.
 const SAMPLED_SHARE: u64 = 25;
 
 /// How many parts a collection of this size makes, and how many samples that takes.
