@@ -131,9 +131,9 @@ pub fn halted(reason: &str, remedy: &str) {
 pub fn unreachable(side: Side, failures: u32, is_ordinary: bool, why: &str) {
     let id = kinds::UNREACHABLE;
     if is_ordinary {
-        info!(message_id = id, side = %side, failures, error = why, "waiting for the {side}: {why}");
+        info!(message_id = id, side = %side, failures, "waiting for the {side}: {why}");
     } else {
-        warn!(message_id = id, side = %side, failures, error = why, "still waiting for the {side}: {why}");
+        warn!(message_id = id, side = %side, failures, "still waiting for the {side}: {why}");
     }
 }
 

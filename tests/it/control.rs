@@ -1,5 +1,6 @@
 //! What operators see of a running daemon and do to it: HTTP, the commands, signals, the service manager.
 
+mod alarms;
 mod service;
 mod signals;
 
