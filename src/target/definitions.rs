@@ -18,6 +18,8 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 const INDEX_NOT_FOUND: i32 = 27;
 const NAMESPACE_EXISTS: i32 = 48;
 const COLLECTION_UUID_MISMATCH: i32 = 361;
+/// The create command makes no collection that is both.
+const CAPPED_AND_CLUSTERED: i32 = 6_127_800;
 /// Index definitions that clash with one that is there: same name or same keys, other options.
 const INDEX_CLASHES: [i32; 2] = [85, 86];
 
@@ -161,8 +163,18 @@ impl Definer {
         let action = format!("create {namespace}");
         let command = create_command(namespace, options, id_index);
         let mut repeated = false;
-        let made =
-            self.define_again(&namespace.database, &action, command, &mut repeated, stop).await;
+        let mut made = self
+            .define_again(&namespace.database, &action, command.clone(), &mut repeated, stop)
+            .await;
+        if let Err(Stopped::Failed(error)) = &made
+            && error.code() == Some(CAPPED_AND_CLUSTERED)
+        {
+            // What convertToCapped makes of a clustered collection, the create command does not make; this one does.
+            let ns = format!("{}.$cmd", namespace.database);
+            let operation = doc! { "op": "c", "ns": ns, "o": command };
+            let command = doc! { "applyOps": [operation] };
+            made = self.define_again("admin", &action, command, &mut repeated, stop).await;
+        }
         match made {
             Ok(_) => {}
             // Made by the attempt whose answer was lost.
@@ -208,6 +220,21 @@ impl Definer {
         let action = format!("drop {namespace}");
         let result = self.define(&namespace.database, &action, command, stop).await;
         tolerate(result, &[NAMESPACE_NOT_FOUND, COLLECTION_UUID_MISMATCH])
+    }
+
+    /// Removes every document of a collection.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn empty(&self, place: &Place, stop: &Stop) -> Result<(), Stopped<Error>> {
+        let namespace = &place.namespace;
+        let all = doc! { "q": {}, "limit": 0 };
+        let mut command = doc! { "delete": &namespace.collection, "deletes": [all] };
+        if let Some(uuid) = place.uuid {
+            command.insert("collectionUUID", uuid);
+        }
+        let action = format!("empty {namespace}");
+        self.define(&namespace.database, &action, command, stop).await.map(drop)
     }
 
     /// Renames a collection within the deployment. The new name must be free.
