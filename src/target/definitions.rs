@@ -387,12 +387,12 @@ impl Definer {
     /// # Errors
     /// [`Stopped`].
     pub async fn make_view_store(&self, database: &str, stop: &Stop) -> Result<(), Stopped<Error>> {
-        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_some() {
-            return Ok(());
-        }
         let passing = Namespace::new(database, format!("{STAGING_PREFIX}view"));
-        let definition = doc! { "viewOn": "nothing", "pipeline": [] };
-        self.put_view(&passing, &definition, stop).await?;
+        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_none() {
+            let definition = doc! { "viewOn": "nothing", "pipeline": [] };
+            self.put_view(&passing, &definition, stop).await?;
+        }
+        // A run that was cut short may have left it.
         self.drop_view(&passing, stop).await
     }
 
