@@ -1,6 +1,6 @@
 //! Writing one piece of a stage: removals, or puts and patches, of one collection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{RawArrayBuf, RawDocument, RawDocumentBuf, Uuid};
 use futures_util::StreamExt;
@@ -12,7 +12,7 @@ use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::id_key::IdKey;
 use crate::oplog::update::Update;
-use crate::retry::{Backoff, Outage, Stopped};
+use crate::retry::{Backoff, Outage, Stopped, until_reached};
 use crate::stop::Stop;
 use crate::target::statements::{self, Place, chunks};
 use crate::target::writers::Writers;
@@ -119,14 +119,14 @@ async fn insert(
     Ok(documents)
 }
 
-/// Puts documents; returns those in conflict with others.
+/// Puts documents; returns those in conflict with others, or with the server.
 pub(super) async fn put(
     writers: &Writers,
     place: &Place,
     documents: Vec<RawDocumentBuf>,
     stop: &Stop,
 ) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
-    let mut refused = Vec::new();
+    let (documents, mut refused) = spare_pipelines(writers, place, documents, stop).await?;
     for run in chunks(documents, |document| document.as_bytes().len()) {
         let mut array = RawArrayBuf::new();
         for document in &run {
@@ -148,6 +148,63 @@ pub(super) async fn put(
         }
     }
     Ok(refused)
+}
+
+/// Takes out the documents that must not be put by a pipeline over what is there: mongod 6.0.5 aborts when either has
+/// two fields of one name. They are put where nothing is, after the old ones have been removed.
+async fn spare_pipelines(
+    writers: &Writers,
+    place: &Place,
+    documents: Vec<RawDocumentBuf>,
+    stop: &Stop,
+) -> Result<(Vec<RawDocumentBuf>, Vec<RawDocumentBuf>), Stopped<ApplyError>> {
+    if documents.iter().all(|document| !statements::needs_pipeline(document)) {
+        return Ok((documents, Vec::new()));
+    }
+    let (special, mut documents): (Vec<_>, Vec<_>) =
+        documents.into_iter().partition(|document| statements::needs_pipeline(document));
+    let mut doubled: HashSet<IdKey> = HashSet::new();
+    let target = writers.deployment();
+    for run in special.chunks(LOOKUP_MAX) {
+        let ids: Vec<Value<'_>> =
+            run.iter().filter_map(|document| document::id(document)).collect();
+        let look = || look_for_doubled(writers, place, &ids);
+        doubled.extend(until_reached(target.side, stop, look).await?);
+    }
+    let mut spared = Vec::new();
+    for document in special {
+        let key = document::id(&document).map(IdKey::new);
+        let risky = document::has_duplicate_names(&document)
+            || key.is_some_and(|key| doubled.contains(&key));
+        if risky { spared.push(document) } else { documents.push(document) }
+    }
+    Ok((documents, spared))
+}
+
+/// Which of the documents with these `_id`s have two fields of one name on the target.
+async fn look_for_doubled(
+    writers: &Writers,
+    place: &Place,
+    ids: &[Value<'_>],
+) -> Result<Vec<IdKey>, Error> {
+    let target = writers.deployment();
+    let failed = |error: mongodb::error::Error| {
+        let error = target.error("look up documents to write", &error);
+        let lost = error.code().is_some_and(|code| CURSOR_LOST.contains(&code));
+        if lost { error.into_unreachable() } else { error }
+    };
+    let database = target.client.database(&place.namespace.database);
+    let command = place.find(ids.iter().copied());
+    let mut cursor = database.run_raw_cursor_command(command).batch().await.map_err(failed)?;
+    let mut doubled = Vec::new();
+    while let Some(batch) = cursor.next().await {
+        let batch = batch.map_err(failed)?;
+        let found = batch.doc_slices().map_err(failed)?;
+        let found = found.into_iter().filter_map(|value| value.ok()?.as_document());
+        let found = found.filter(|document| document::has_duplicate_names(document));
+        doubled.extend(found.filter_map(document::id).map(IdKey::new));
+    }
+    Ok(doubled)
 }
 
 /// Applies updates to the documents as they are on the target; those that are not there are left out.

@@ -44,9 +44,9 @@ impl Conflicts {
         Ok(())
     }
 
-    /// A collection that is dropped takes along what waits for it.
+    /// A collection that is dropped or emptied takes along what waits for it.
     pub(super) fn forget_if_dropped(&mut self, uuid: Uuid, change: &CollectionChange) {
-        if matches!(change, CollectionChange::Drop) {
+        if matches!(change, CollectionChange::Drop | CollectionChange::Empty) {
             self.by_collection.remove(&uuid);
         }
     }

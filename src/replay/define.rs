@@ -69,6 +69,10 @@ impl Applier {
                 }
                 self.rename(uuid, &from, to, tolerant, stop).await
             }
+            CollectionChange::Empty => match self.locate(uuid) {
+                Some((_, place)) => Ok(self.definer.empty(&place, stop).await?),
+                None => Ok(()),
+            },
             CollectionChange::Modify { changes } => self.modify(uuid, changes, stop).await,
             CollectionChange::CreateIndexes { specs } => {
                 self.create_indexes(uuid, specs, tolerant, stop).await

@@ -144,6 +144,8 @@ pub enum CollectionChange {
         /// The collection that had the new name before and was dropped.
         drop_target: Option<Uuid>,
     },
+    /// All documents removed.
+    Empty,
     /// Options changed.
     Modify {
         /// Fields of the collMod command.
@@ -354,9 +356,9 @@ fn definitions(
         Ddl::DropDatabase { database } if selection.may_include_database(database) => {
             return Ok(vec![Definition::DropDatabase { database: database.to_owned() }]);
         }
-        Ddl::ConvertToCapped { collection, .. } | Ddl::EmptyCapped { collection }
-            if contents(&collection) =>
-        {
+        Ddl::EmptyCapped { collection } if contents(&collection) => CollectionChange::Empty,
+        // Supported servers log a temporary, its documents and a rename instead.
+        Ddl::ConvertToCapped { collection, .. } if contents(&collection) => {
             return Err(unsupported("a conversion to capped as one command", operation));
         }
         _ => return Ok(Vec::new()),

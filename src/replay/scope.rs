@@ -42,6 +42,7 @@ impl Scope {
         match change {
             CollectionChange::Modify { .. }
             | CollectionChange::CreateIndexes { .. }
+            | CollectionChange::Empty
             | CollectionChange::DropIndex { .. } => self.has_contents(Some(*uuid), || true),
             CollectionChange::Create { .. }
             | CollectionChange::Drop

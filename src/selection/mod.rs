@@ -7,10 +7,9 @@ mod fingerprint;
 mod pattern;
 mod rename;
 mod target_set;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
-
-use bson::Document;
 
 use crate::namespace::Namespace;
 use pattern::{Pattern, glob};
@@ -222,16 +221,6 @@ impl Selection {
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
-    }
-
-    /// The definition of `view` (a name on the source) with what it is a view on under its name on the target.
-    #[must_use]
-    pub fn view_at_target(&self, view: &Namespace, mut definition: Document) -> Document {
-        if let Ok(on) = definition.get_str("viewOn") {
-            let on = self.target_of(&Namespace::new(&view.database, on));
-            definition.insert("viewOn", on.collection);
-        }
-        definition
     }
 
     /// The databases that are concerned, on the source or under their names on the target; none where a glob leaves

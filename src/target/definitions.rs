@@ -21,6 +21,8 @@ const NAMESPACE_EXISTS: i32 = 48;
 const COLLECTION_UUID_MISMATCH: i32 = 361;
 /// The collection is not there, or not under this name.
 const GONE: [i32; 2] = [NAMESPACE_NOT_FOUND, COLLECTION_UUID_MISMATCH];
+/// The create command makes no collection that is both.
+const CAPPED_AND_CLUSTERED: i32 = 6_127_800;
 /// Index definitions that clash with one that is there: same name or same keys, other options.
 const INDEX_CLASHES: [i32; 2] = [85, 86];
 
@@ -172,8 +174,18 @@ impl Definer {
         let action = format!("create {namespace}");
         let command = create_command(namespace, options, id_index);
         let mut repeated = false;
-        let made =
-            self.define_again(&namespace.database, &action, command, &mut repeated, stop).await;
+        let mut made = self
+            .define_again(&namespace.database, &action, command.clone(), &mut repeated, stop)
+            .await;
+        if let Err(Stopped::Failed(error)) = &made
+            && error.code() == Some(CAPPED_AND_CLUSTERED)
+        {
+            // What convertToCapped makes of a clustered collection, the create command does not make; this one does.
+            let ns = format!("{}.$cmd", namespace.database);
+            let operation = doc! { "op": "c", "ns": ns, "o": command };
+            let command = doc! { "applyOps": [operation] };
+            made = self.define_again("admin", &action, command, &mut repeated, stop).await;
+        }
         match made {
             Ok(_) => {}
             // Made by the attempt whose answer was lost.
@@ -219,6 +231,21 @@ impl Definer {
         let action = format!("drop {namespace}");
         let result = self.define(&namespace.database, &action, command, stop).await;
         tolerate(result, &GONE)
+    }
+
+    /// Removes every document of a collection.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn empty(&self, place: &Place, stop: &Stop) -> Result<(), Stopped<Error>> {
+        let namespace = &place.namespace;
+        let all = doc! { "q": {}, "limit": 0 };
+        let mut command = doc! { "delete": &namespace.collection, "deletes": [all] };
+        if let Some(uuid) = place.uuid {
+            command.insert("collectionUUID", uuid);
+        }
+        let action = format!("empty {namespace}");
+        self.define(&namespace.database, &action, command, stop).await.map(drop)
     }
 
     /// Renames a collection within the deployment. The new name must be free.
@@ -375,12 +402,12 @@ impl Definer {
     /// # Errors
     /// [`Stopped`].
     pub async fn make_view_store(&self, database: &str, stop: &Stop) -> Result<(), Stopped<Error>> {
-        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_some() {
-            return Ok(());
-        }
         let passing = Namespace::new(database, format!("{STAGING_PREFIX}view"));
-        let definition = doc! { "viewOn": "nothing", "pipeline": [] };
-        self.put_view(&passing, &definition, stop).await?;
+        if self.find(&Namespace::new(database, "system.views"), stop).await?.is_none() {
+            let definition = doc! { "viewOn": "nothing", "pipeline": [] };
+            self.put_view(&passing, &definition, stop).await?;
+        }
+        // A run that was cut short may have left it.
         self.drop_view(&passing, stop).await
     }
 

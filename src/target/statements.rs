@@ -122,7 +122,7 @@ fn id_equals(id: Value<'_>) -> RawDocumentBuf {
 pub fn put(id: Value<'_>, document: &RawDocument) -> RawDocumentBuf {
     let mut statement = RawDocumentBuf::new();
     statement.append(cstr!("q"), id_equals(id));
-    if document::shape(document) == Shape::default() {
+    if !needs_pipeline(document) {
         statement.append(cstr!("u"), document.to_owned());
     } else {
         let mut literal = RawDocumentBuf::new();
@@ -135,6 +135,12 @@ pub fn put(id: Value<'_>, document: &RawDocument) -> RawDocumentBuf {
     }
     statement.append(cstr!("upsert"), true);
     statement
+}
+
+/// Whether only a pipeline writes this document as it is.
+#[must_use]
+pub fn needs_pipeline(document: &RawDocument) -> bool {
+    document::shape(document) != Shape::default()
 }
 
 /// A delete statement for the document with this `_id`.

@@ -145,7 +145,13 @@ async fn views_follow_a_renamed_collection() {
     let Pair { source, target } = Pair::start().await;
     let client = source.client();
     fill(client, &["shop.old"]).await;
-    let view = |name: &str| doc! {"create": name, "viewOn": "old", "pipeline": [{"$match": {"n": {"$gt": 4}}}]};
+    let view = |name: &str| {
+        doc! {"create": name, "viewOn": "old", "pipeline": [
+            {"$match": {"n": {"$gt": 4}}},
+            {"$lookup": {"from": "old", "localField": "n", "foreignField": "n", "as": "same"}},
+            {"$unwind": "$same"},
+        ]}
+    };
     run(client, "shop", view("before")).await;
     let renamed = "[sync]\nrename = [{ from = \"shop.old\", to = \"shop.new\" }]";
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(renamed));

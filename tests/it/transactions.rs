@@ -181,3 +181,39 @@ async fn prepared_transactions_arrive_when_they_commit() {
     commit_prepared(&source, &mut committed, at).await;
     assert_arrives(&mut daemon, &source, &target).await;
 }
+
+/// Most of it waits on disk until the commit, and is carried out part by part.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_takes_little_memory() {
+    const OPERATIONS: i32 = 200_000;
+    const AT_ONCE: i32 = 4_000;
+    const MEMORY_KIB_MAX: u64 = 220 * 1024;
+    let roomy = || {
+        let mut options =
+            ReplicaSetOptions::default().parameter("transactionLifetimeLimitSeconds=900");
+        options.args.extend(["--wiredTigerCacheSizeGB", "2"].map(str::to_owned));
+        options.oplog_mb(1024)
+    };
+    let Pair { source, target } = Pair::with(roomy(), roomy()).await;
+    let client = source.client();
+    client.database("shop").create_collection("many").await.unwrap();
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
+    daemon.wait_state("live").await;
+    let pad = "x".repeat(460);
+    let rows = (0..OPERATIONS / AT_ONCE).map(|run| {
+        let rows = (run * AT_ONCE..(run + 1) * AT_ONCE).map(|n| doc! {"_id": n, "pad": &pad});
+        doc! {"insert": "many", "documents": rows.collect::<Vec<_>>()}
+    });
+    let rows: Vec<Document> = rows.collect();
+    let mut session = transaction(client, "shop", &rows).await.unwrap();
+    session.commit_transaction().await.unwrap();
+    assert_arrives(&mut daemon, &source, &target).await;
+    let arrived = documents_in(target.client(), "shop.many").await;
+    assert_eq!(arrived, u64::from(OPERATIONS.unsigned_abs()));
+    let status = format!("/proc/{}/status", daemon.process_id());
+    let status = std::fs::read_to_string(status).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    eprintln!("the daemon took {} MiB at the most", peak / 1024);
+    assert!(peak < MEMORY_KIB_MAX, "{peak} KiB");
+}

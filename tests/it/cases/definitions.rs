@@ -115,6 +115,14 @@ fn creations() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "clustered_and_capped",
+            vec![create("a", clustered()), fill("a")],
+            vec![
+                Step::Run(doc! {"convertToCapped": "a", "size": 8192}),
+                insert("a", vec![doc! {"_id": 100}]),
+            ],
+        ),
+        scenario(
             "pre_images",
             vec![],
             vec![

@@ -498,6 +498,8 @@ fn odd() -> Vec<Scenario> {
     };
     let doubled = |n: i32| framed(&[id(n), int("a", 1), int("a", 2), int("b", 1)]);
     let dollar = |n: i32| framed(&[id(n), int("a", 1), int("a", 2), int("b", 1), int("$c", 1)]);
+    // What changes is one of the two, and only a pipeline could put it there.
+    let exchanged = |n: i32| framed(&[id(n), int("a", 7), int("b", 1), int("a", 8), int("$c", 1)]);
     let twice = |name: &'static str, documents: [RawDocumentBuf; 2]| Scenario {
         name,
         before: vec![raw_insert(name, &documents[..1])],
@@ -530,6 +532,14 @@ fn odd() -> Vec<Scenario> {
         twice("strange_bytes", [strange(1), strange(2)]),
         twice("doubled_names", [doubled(1), doubled(2)]),
         twice("doubled_and_dollar_names", [dollar(1), dollar(2)]),
+        Scenario {
+            name: "doubled_names_exchanged",
+            before: vec![raw_insert("doubled_names_exchanged", &[doubled(1), exchanged(2)])],
+            after: vec![
+                delete("doubled_names_exchanged", doc! {}),
+                raw_insert("doubled_names_exchanged", &[exchanged(1), doubled(2)]),
+            ],
+        },
         large,
         updates("deep", deep, vec![doc! {"$set": {"d.0.x": 1}}.into()]),
         updates("wide", wide, vec![doc! {"$set": {"field77": "x", "field4999": 0}}.into()]),

@@ -278,7 +278,8 @@ impl Writer {
 
     fn create(&mut self, name: &str) -> Document {
         let mut command = doc! {"create": name};
-        command.extend(match self.draw.random.below(5) {
+        command.extend(match self.draw.random.below(6) {
+            4 => doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}},
             0 => doc! {"collation": {"locale": "en", "strength": 2}},
             1 => doc! {"capped": true, "size": 20_000, "max": 8},
             2 => doc! {"changeStreamPreAndPostImages": {"enabled": true}},
