@@ -185,7 +185,6 @@ fn log_since(folder: &Folder, from: usize) -> String {
 fn spawn(binary: &Path, folder: &Folder, port: u16, args: &[String]) -> Process {
     let data = folder.path().join("data");
     let log = folder.path().join(LOG);
-    const CACHE: &str = "--wiredTigerCacheSizeGB";
     let own_cache = args.iter().any(|arg| arg == CACHE);
     let cache: &[&str] = if own_cache { &[] } else { &[CACHE, "0.25"] };
     let command = |command: &mut std::process::Command| {
@@ -198,9 +197,6 @@ fn spawn(binary: &Path, folder: &Folder, port: u16, args: &[String]) -> Process 
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(cache)
             .args(args);
-        if !args.iter().any(|arg| arg == CACHE) {
-            command.args([CACHE, "0.25"]);
-        }
     };
     Process::start(binary, command, &log)
 }
