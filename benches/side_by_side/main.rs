@@ -67,13 +67,9 @@ async fn main() {
         let text = format!("{:#}\n", json!(results));
         std::fs::write(&settings.output, text).expect("write the results");
     }
-    for runs in results.values_mut().filter_map(Value::as_object_mut) {
-        // Shown are the summaries; the single runs are in the file.
-        runs.values_mut().filter_map(Value::as_object_mut).for_each(|entry| {
-            entry.remove("runs");
-        });
+    for (name, result) in &results {
+        println!("\n{name}\n{}", report::table(result));
     }
-    println!("{:#}", json!(results));
     eprintln!("all of it: {}", settings.output);
 }
 

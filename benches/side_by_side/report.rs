@@ -62,15 +62,50 @@ fn over(runs: &[Value], map: impl Fn(f64, (&str, usize)) -> Option<f64>) -> Valu
             continue;
         }
         values.sort_by(f64::total_cmp);
-        let [middle, least, most] = [0.5, 0.0, 1.0].map(|share| quantile(&values, share));
-        let entry = json!([rounded(middle), rounded(least), rounded(most)]);
+        let of = |share| rounded(quantile(&values, share));
+        let entry = json!([rounded(median(&values)), of(0.0), of(1.0)]);
         result.insert(field.to_owned(), entry);
     }
     result.into()
 }
 
+fn median(sorted: &[f64]) -> f64 {
+    let at = |place: usize| sorted.get(place).copied().unwrap_or(f64::NAN);
+    (at(sorted.len().saturating_sub(1) / 2) + at(sorted.len() / 2)) / 2.0
+}
+
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
+}
+
+/// What is shown of a scenario: a line for each contender with median, least and most of what matters most; as it is,
+/// where it is of another form. Everything is in the file.
+pub fn table(result: &Value) -> String {
+    const SHOWN: [&str; 5] = [
+        "seconds",
+        "tool_cpu_seconds",
+        "tool_peak_mib",
+        "source_cpu_seconds",
+        "target_cpu_seconds",
+    ];
+    let mut text = String::new();
+    for (name, entry) in result.as_object().into_iter().flatten() {
+        let Some(median) = entry.get("median") else { continue };
+        text += &format!("  {name}\n");
+        for (title, values) in [("", median), ("times snapsync's: ", &entry["times_snapsync"])] {
+            let shown = SHOWN.iter().filter_map(|field| {
+                let [middle, least, most] = values.get(field)?.as_array()?.as_slice() else {
+                    return None;
+                };
+                Some(format!("{field} {middle} [{least}-{most}]"))
+            });
+            let shown: Vec<String> = shown.collect();
+            if !shown.is_empty() {
+                text += &format!("    {title}{}\n", shown.join(", "));
+            }
+        }
+    }
+    if text.is_empty() { format!("{result:#}") } else { text }
 }
 
 /// What the results depend on.
