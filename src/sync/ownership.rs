@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bson::{Document, Uuid};
 
@@ -29,10 +29,13 @@ pub fn owner(instance: &str, directory: &Path) -> Owner {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     let description = format!("snapsync on {host}, process {}", std::process::id());
-    // A copy of the directory has another inode, and one on another machine another host.
+    // A copy of the directory has another inode, or got a free one later; one on another machine has another host.
     let path = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
-    let inode = path.metadata().map_or(0, |metadata| metadata.ino());
-    let home = format!("{host} {inode} {}", path.display());
+    let metadata = path.metadata().ok();
+    let inode = metadata.as_ref().map_or(0, MetadataExt::ino);
+    let made = metadata.and_then(|metadata| metadata.created().ok());
+    let made = made.and_then(|made| made.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let home = format!("{host} {inode} {} {}", made.as_nanos(), path.display());
     Owner { instance: instance.to_owned(), home, description }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::ownership;
 use super::record::{self, RecordStore};
-use super::{context::Interrupted, copying, resync, startup};
+use super::{context::Interrupted, copying, resync, startup, track};
 use crate::config::Config;
 use crate::durable::{DiskError, remove_if_there, sync_dir};
 use crate::exit::{Code, Exit};
@@ -98,7 +98,7 @@ fn here(directory: &Path) -> Result<(), DiskError> {
     sync_dir(directory)?;
     remove_if_there(&directory.join(copying::CATALOGUE_FILE))?;
     remove_if_there(&directory.join(copying::PROGRESS_FILE))?;
-    for folder in [copying::SPOOL_FOLDER, resync::FOLDER] {
+    for folder in [copying::SPOOL_FOLDER, resync::FOLDER, track::TRANSACTIONS_FOLDER] {
         let folder = directory.join(folder);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -188,8 +188,11 @@ impl Track {
     }
 }
 
+/// The folder for long transactions, in the state directory.
+pub const TRANSACTIONS_FOLDER: &str = "transactions";
+
 fn spill(context: &Context, folder: &Path) -> Result<Spill, Interrupted> {
-    let directory = folder.join("transactions");
+    let directory = folder.join(TRANSACTIONS_FOLDER);
     let place = tokio::task::block_in_place(|| OverflowDirectory::open(&directory))
         .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
     let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{LONG, OFTEN, fill, orders, resyncs};
 use crate::harness::{
-    Comparison, Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, resume_point,
+    Comparison, Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, resume_point, wait_for,
 };
 use crate::reading::{cut_oplog, short_oplog};
 
@@ -104,11 +104,16 @@ async fn a_copy_whose_beginning_is_lost_is_begun_anew() {
     orders(&source).insert_many(large).await.unwrap();
     let options = DaemonOptions::new(&source, &target).toml(OFTEN).toml(NO_NOISE).toml(SLOWLY);
     let mut daemon = Daemon::start(options);
-    daemon.wait_state("copying").await;
+    // Made once it is durable where the copy begins.
+    let spool = daemon.state_directory().join("spool");
+    wait_for("the spool", LONG, || {
+        let there = if spool.exists() { Ok(()) } else { Err("none".to_owned()) };
+        std::future::ready(there)
+    })
+    .await;
     let newest = source.majority_ts().await;
     daemon.kill9();
-    // Not there yet if it was killed that early.
-    let _removed = std::fs::remove_dir_all(daemon.state_directory().join("spool"));
+    std::fs::remove_dir_all(spool).unwrap();
     orders(&source).delete_many(doc! {"_id": {"$lt": 100}}).await.unwrap();
     cut_oplog(&source, newest).await;
     daemon.restart();
