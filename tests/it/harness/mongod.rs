@@ -194,6 +194,9 @@ fn spawn(binary: &Path, folder: &Folder, port: u16, args: &[String]) -> Process 
             .args(["--bind_ip", "127.0.0.1", "--nounixsocket"])
             .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
             .args(args);
+        if !args.iter().any(|arg| arg == CACHE) {
+            command.args([CACHE, "0.25"]);
+        }
     };
     Process::start(binary, command, &log)
 }
