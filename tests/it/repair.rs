@@ -1,5 +1,6 @@
 //! A target that is changed behind snapsync's back is mended, by copying again just what is concerned.
 
+mod counting;
 mod definitions;
 mod kills;
 mod lost;
