@@ -4,8 +4,10 @@ mod counting;
 mod definitions;
 mod kills;
 mod lost;
+mod meddling;
 mod operators;
 mod selections;
+mod steps;
 
 use std::time::Duration;
 
