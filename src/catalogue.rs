@@ -103,6 +103,15 @@ impl Catalogue {
         self.collections.values().any(|collection| collection.target_uuid == Some(target_uuid))
     }
 
+    /// Whether the collection with this UUID on the target stands there only until a new copy takes its place, or until
+    /// the next swap.
+    #[must_use]
+    pub fn gives_way(&self, target_uuid: Uuid) -> bool {
+        let held = self.repair.held.keys().filter_map(|uuid| self.collections.get(uuid));
+        self.repair.is_leaving(&target_uuid)
+            || held.into_iter().any(|held| held.target_uuid == Some(target_uuid))
+    }
+
     /// Notes where a collection is on the target, if it is there at all.
     pub fn displace(&mut self, uuid: &Uuid, now: Option<Namespace>) {
         if let Some(collection) = self.collections.get_mut(uuid) {

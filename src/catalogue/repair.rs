@@ -91,8 +91,13 @@ impl Repair {
     /// Whether the collection with this UUID on the target was followed once and is still to be dealt with.
     #[must_use]
     pub fn knows(&self, target_uuid: Uuid) -> bool {
-        self.leaving.contains_key(&target_uuid)
-            || self.replaced.iter().any(|kept| kept.uuid == target_uuid)
+        self.is_leaving(&target_uuid) || self.replaced.iter().any(|kept| kept.uuid == target_uuid)
+    }
+
+    /// Whether the source no longer has the collection with this UUID on the target.
+    #[must_use]
+    pub fn is_leaving(&self, target_uuid: &Uuid) -> bool {
+        self.leaving.contains_key(target_uuid)
     }
 
     /// Whether there is something to copy again, or left of it to clear away.

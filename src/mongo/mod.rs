@@ -11,6 +11,7 @@ mod probe;
 mod relay;
 mod server;
 mod session;
+mod snapshot;
 mod tls;
 
 pub use client::{Deployment, PoolOptions};
@@ -23,3 +24,4 @@ pub use relay::ForeignSessions;
 pub use server::{Hello, ServerFacts, Version};
 pub(crate) use session::bson_count;
 pub use session::{Numbered, StatementError, Transaction, WriteReply, WriteSession};
+pub use snapshot::SnapshotReader;

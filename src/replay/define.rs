@@ -149,6 +149,7 @@ impl Applier {
             }
         }
         let Some(other) = other else {
+            self.clear_leaving(target, stop).await?;
             if tolerant && unnoted {
                 let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
                 let unknown = found.filter(|uuid| !self.store.read().knows(*uuid));
@@ -158,7 +159,8 @@ impl Applier {
             }
             return Ok(());
         };
-        if !tolerant {
+        // One that is held may stand anywhere until its new copy takes its place.
+        if !tolerant && !self.store.read().repair.is_held(&other) {
             return Err(diverged(format!(
                 "{target} is taken by another collection that is followed"
             )));
@@ -170,6 +172,30 @@ impl Applier {
                 collection.target = aside;
             }
         });
+        Ok(())
+    }
+
+    /// Moves what the source does not have any more, and what goes with the next swap only, out of the way.
+    async fn clear_leaving(&self, target: &Namespace, stop: &Stop) -> Outcome {
+        if self.store.read().repair.leaving.is_empty() {
+            return Ok(());
+        }
+        let name = target.collection.strip_prefix("system.buckets.").unwrap_or(&target.collection);
+        let names = [name.to_owned(), format!("system.buckets.{name}")];
+        for name in names.map(|name| Namespace::new(&target.database, name)) {
+            let found = self.definer.find(&name, stop).await?.and_then(|listed| listed.uuid);
+            let Some(uuid) = found.filter(|uuid| self.store.read().repair.is_leaving(uuid)) else {
+                continue;
+            };
+            if name.collection.starts_with("system.") {
+                // It cannot have another name.
+                self.definer.drop_collection(&name, uuid, stop).await?;
+            } else {
+                let aside = Namespace::new(&name.database, format!("{STAGING_PREFIX}{uuid}"));
+                let place = self.definer.place(&name, Some(uuid));
+                self.definer.rename(&place, &aside, stop).await?;
+            }
+        }
         Ok(())
     }
 
@@ -231,7 +257,21 @@ impl Applier {
         let Some(collection) = found else { return Ok(()) };
         if collection.target != target {
             self.clear_name(&target, tolerant, stop).await?;
-            self.rename_known(uuid, &target, stop).await?;
+            match self.rename_known(uuid, &target, stop).await {
+                // Somebody removed it, or took the name. A new copy comes, which finds its place by itself.
+                Err(Stopped::Failed(ApplyError::Call(error)))
+                    if ApplyError::is_divergence(&error)
+                        && self.store.read().repair.is_held(&uuid) =>
+                {
+                    self.store.change(|catalogue| {
+                        if let Some(collection) = catalogue.collections.get_mut(&uuid) {
+                            collection.source = source;
+                        }
+                    });
+                    return Ok(());
+                }
+                renamed => renamed?,
+            }
         }
         let found = self.definer.find(&target, stop).await?.and_then(|listed| listed.uuid);
         self.store.change(|catalogue| {
@@ -328,6 +368,10 @@ impl Applier {
     ) -> Outcome {
         let target = self.selection.target_of(&source);
         let definition = self.selection.view_at_target(&source, definition);
+        let in_place = self.definer.find(&target, stop).await?.and_then(|listed| listed.uuid);
+        if in_place.is_some_and(|uuid| self.store.read().gives_way(uuid)) {
+            self.clear_name(&target, tolerant, stop).await?;
+        }
         let found = self.definer.find(&target, stop).await?;
         // A later entry of the window gave the name to something else, before the run that was cut short.
         let taken = found.is_some_and(|listed| listed.kind != "view");

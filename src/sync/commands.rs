@@ -5,7 +5,7 @@ use bson::Uuid;
 
 use super::context::{Context, Interrupted};
 use super::phase::Event;
-use super::resync::kept;
+use super::resync::{self, kept};
 use crate::http::control::{Command, Refusal, Reply, Wish};
 use crate::state::Audit;
 use crate::status::State;
@@ -80,7 +80,11 @@ pub(super) async fn carry_out(
             context.happen(Event::Pause)?;
         }
         Wish::Resume => resume(context)?,
-        Wish::Resync { namespaces } => resync(context, namespaces)?,
+        Wish::Resync { namespaces } => {
+            // What is taking its place is not given up half way: what it replaces has been moved already.
+            resync::finish_swap(context, stop).await?;
+            hold_again(context, namespaces)?;
+        }
         Wish::Discard => {
             kept::discard_all(context, stop).await?;
         }
@@ -98,7 +102,7 @@ fn resume(context: &Context) -> Result<(), Interrupted> {
     context.happen(Event::Resume).map(drop)
 }
 
-fn resync(context: &Context, names: &[String]) -> Result<(), Interrupted> {
+fn hold_again(context: &Context, names: &[String]) -> Result<(), Interrupted> {
     let Ok(selected) = select(context, names) else { return Ok(()) };
     context.catalogue.change(|catalogue| {
         let repair = &mut catalogue.repair;

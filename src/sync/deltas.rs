@@ -9,7 +9,7 @@ use bson::{Bson, Uuid, doc};
 
 use super::divergence::counts::{Fast, Judge};
 use super::divergence::desk::Desk;
-use super::divergence::exact::{self, Exact};
+use super::divergence::exact::{Counters, Exact};
 use super::record::RecordStore;
 use super::tuning::InForce;
 use crate::catalogue::Collection;
@@ -63,6 +63,7 @@ impl Counter {
     pub async fn run(self, stop: Stop) {
         let mut log = DeltaLog::new(self.tuning.get().delta_log);
         let mut judge = Judge::default();
+        let mut exactly = Counters::new(&self.source, &self.target);
         let mut from = WallTime::now();
         loop {
             let tuning = self.tuning.get();
@@ -74,7 +75,7 @@ impl Counter {
             if self.follows() {
                 let round = tokio::select! {
                     () = stop.requested() => return,
-                    round = self.round(&mut judge) => round,
+                    round = self.round(&mut judge, &mut exactly) => round,
                 };
                 match round {
                     // A state that changed meanwhile makes the counts meaningless.
@@ -112,7 +113,11 @@ impl Counter {
         self.board.update(|status| status.set_deltas(deltas));
     }
 
-    async fn round(&self, judge: &mut Judge) -> Result<Vec<Counted>, Error> {
+    async fn round(
+        &self,
+        judge: &mut Judge,
+        exactly: &mut Counters,
+    ) -> Result<Vec<Counted>, Error> {
         let mut counted = self.count_fast(judge).await?;
         let passed = self.count_target_again(judge, &mut counted).await?;
         counted.retain(|found| self.is_followed_as(found));
@@ -120,7 +125,7 @@ impl Counter {
         if passed {
             for found in &mut counted {
                 if judge.suspects(found.uuid, found.fast, Instant::now()) {
-                    self.count_exactly(judge, found).await;
+                    self.count_exactly(judge, exactly, found).await;
                 }
             }
         }
@@ -187,42 +192,58 @@ impl Counter {
     /// Whether it was neither renamed nor dropped nor taken out while it was counted.
     fn is_followed_as(&self, found: &Counted) -> bool {
         let catalogue = self.store.read();
-        let now = catalogue.collections.get(&found.uuid).map(|now| &now.target);
-        now == Some(&found.collection.target) && !catalogue.repair.is_held(&found.uuid)
+        let Some(now) = catalogue.collections.get(&found.uuid) else { return false };
+        let Collection { source, target, target_uuid, .. } = &found.collection;
+        let same = (&now.source, &now.target, &now.target_uuid) == (source, target, target_uuid);
+        same && !catalogue.repair.is_held(&found.uuid)
     }
 
     /// Counts exactly, and once more if that shows a difference: only then it is one.
-    async fn count_exactly(&self, judge: &mut Judge, found: &mut Counted) {
+    async fn count_exactly(&self, judge: &mut Judge, exactly: &mut Counters, found: &mut Counted) {
+        let (uuid, name) = (found.uuid, found.collection.source.clone());
         for confirmed in [false, true] {
-            let exact = match self.exact(&found.collection).await {
+            let exact = match self.exact(exactly, found).await {
                 Ok(Some(exact)) => exact,
-                // The replay ended or is busy; there will be another round.
+                // The replay ended or is busy, or it has another name by now; there will be another round.
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::info!("{} is not counted exactly: {error}", found.collection.source);
+                    let failures = judge.failed(uuid, Instant::now());
+                    events::not_counted(&name.to_string(), failures, &error.to_string());
                     return;
                 }
             };
             found.exact = Some(exact);
             if exact.delta() == 0 {
-                judge.equal(found.uuid, found.fast, exact.source, Instant::now());
+                match self.is_as_before(found).await {
+                    Ok(true) => judge.equal(uuid, found.fast, exact.source, Instant::now()),
+                    _ => judge.equal_while_written(uuid, Instant::now()),
+                }
                 return;
             }
             if confirmed {
                 let what = format!(
-                    "{} holds {} documents on the source and {} on the target",
-                    found.collection.source, exact.source, exact.target
+                    "{name} holds {} documents on the source and {} on the target",
+                    exact.source, exact.target
                 );
-                self.desk.report(found.uuid, what);
+                self.desk.report(uuid, what);
             }
         }
     }
 
-    async fn exact(&self, collection: &Collection) -> Result<Option<Exact>, Error> {
+    async fn exact(&self, exactly: &mut Counters, found: &Counted) -> Result<Option<Exact>, Error> {
         let asked = self.desk.ask();
         let Ok(Ok(cut)) = tokio::time::timeout(CUT_WITHIN, asked).await else { return Ok(None) };
-        let (source, target) = (&collection.source, &collection.target);
-        exact::count((&self.source, source), (&self.target, target), cut).await.map(Some)
+        let exact = exactly.count(found.uuid, &found.collection, cut).await?;
+        Ok(exact.filter(|_| self.is_followed_as(found)))
+    }
+
+    /// Whether the fast counts still say what they said before documents were counted exactly. If not, the exact count is
+    /// of another moment than they are, and tells nothing of them.
+    async fn is_as_before(&self, found: &Counted) -> Result<bool, Error> {
+        let Counted { uuid, collection, fast, .. } = found;
+        let source = count(&self.source, &collection.source.database, (*uuid).into()).await?;
+        let target = self.count_target(collection).await?;
+        Ok((source, target) == (Some(fast.source), Some(fast.target_after)))
     }
 }
 

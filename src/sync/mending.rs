@@ -123,6 +123,11 @@ impl Mending {
     #[must_use]
     pub(super) fn judge(&self, main: &Context, interrupted: Interrupted) -> Interrupted {
         let Interrupted::Diverged { collections, what } = interrupted else { return interrupted };
+        let is_held = |uuid: &Uuid| main.catalogue.read().repair.is_held(uuid);
+        if collections.iter().all(is_held) {
+            // Another look would find the same again, for ever.
+            return Interrupted::Diverged { collections, what };
+        }
         let found = collections.into_iter().map(|uuid| (uuid, what.clone())).collect();
         match hold(main, found) {
             Ok(()) => Interrupted::Again,

@@ -12,6 +12,23 @@ use crate::source::catalog;
 use crate::state::Audit;
 use crate::stop::Stop;
 
+/// Halts if the renaming has changed: nothing may be moved on the target by other rules than it was made with.
+///
+/// # Errors
+/// [`Interrupted::Halt`].
+pub(super) fn check_renaming(context: &Context) -> Result<(), Interrupted> {
+    let selection = &context.config.sync.selection;
+    if context.records.get().renames == selection.rename_fingerprint() {
+        return Ok(());
+    }
+    Err(Interrupted::Halt {
+        reason: "sync.rename is not what the target was made with".into(),
+        remedy: "set it back, then restart the service and `snapsync resume`; to rename what \
+                 is there, forget the migration with `snapsync reset` and copy anew"
+            .into(),
+    })
+}
+
 /// Takes a changed selection over, if it has changed.
 ///
 /// # Errors
@@ -19,14 +36,6 @@ use crate::stop::Stop;
 pub(super) async fn take_over(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let selection = &context.config.sync.selection;
     let record = context.records.get();
-    if record.renames != selection.rename_fingerprint() {
-        return Err(Interrupted::Halt {
-            reason: "sync.rename is not what the target was made with".into(),
-            remedy: "set it back, then restart the service and `snapsync resume`; to rename what \
-                     is there, forget the migration with `snapsync reset` and copy anew"
-                .into(),
-        });
-    }
     if record.selection == selection.fingerprint() {
         return Ok(());
     }

@@ -244,11 +244,13 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
 
 /// What has to be in order before the replay goes on.
 async fn prepare(context: &Context, stop: &Stop) -> Result<Feed, Interrupted> {
-    reselecting::take_over(context, stop).await?;
+    reselecting::check_renaming(context)?;
     mending::clear_broken_run(context, stop).await?;
     // What is gone shows when the lists are compared.
     let _gone = reconcile::names(context, stop).await?;
+    // Before what takes part in it may leave the selection.
     resync::finish_swap(context, stop).await?;
+    reselecting::take_over(context, stop).await?;
     feed(context, stop).await
 }
 

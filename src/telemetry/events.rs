@@ -15,6 +15,9 @@ use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, WallTim
 /// The target of delta lines; as text they are printed bare.
 pub const DELTA_TARGET: &str = "snapsync::delta";
 
+/// So many exact counts may fail before that is an alarm.
+const NOT_COUNTED_QUIETLY: u32 = 2;
+
 /// The delta of one collection over the round `from` to `to`.
 pub fn delta_collection(from: WallTime, to: WallTime, delta: &CollectionDelta) {
     let CollectionDelta { collection, source, target, delta, .. } = delta;
@@ -191,6 +194,22 @@ pub fn no_progress(what: &str, stuck: Duration) {
 /// A namespace is copied again.
 pub fn resync_started(ns: &str, reason: &str) {
     warn!(message_id = kinds::RESYNC_STARTED, ns, reason, "resync of {ns}: {reason}");
+}
+
+/// A difference of fast counts could not be judged, `failures` times in a row.
+pub fn not_counted(ns: &str, failures: u32, error: &str) {
+    if failures < NOT_COUNTED_QUIETLY {
+        info!(ns, failures, error, "{ns} is not counted exactly: {error}");
+        return;
+    }
+    warn!(
+        message_id = kinds::NOT_COUNTED,
+        ns,
+        failures,
+        error,
+        "whether {ns} has diverged cannot be told: its fast counts differ, and counting exactly failed {failures} \
+         times: {error}; `snapsync resync {ns}` copies it again"
+    );
 }
 
 /// A namespace that was copied again is followed again.

@@ -1,10 +1,13 @@
 //! A target that is changed behind snapsync's back is mended, by copying again just what is concerned.
 
+mod counting;
 mod definitions;
 mod kills;
 mod lost;
+mod meddling;
 mod operators;
 mod selections;
+mod steps;
 
 use std::time::Duration;
 

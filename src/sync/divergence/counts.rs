@@ -42,8 +42,18 @@ struct Known {
     unexplained: u32,
     /// No exact count before this.
     not_before: Option<Instant>,
-    /// The pause after the next exact count that finds no difference.
+    /// The pause after the last exact count that found no difference, or failed.
     pause: Option<Duration>,
+    /// Exact counts in a row that failed.
+    failures: u32,
+}
+
+impl Known {
+    fn wait_longer(&mut self, now: Instant) {
+        let pause = self.pause.map_or(AGAIN_MIN, |pause| (pause * 2).min(AGAIN_MAX));
+        self.pause = Some(pause);
+        self.not_before = Some(now + pause);
+    }
 }
 
 /// Judges rounds of fast counts.
@@ -87,18 +97,33 @@ impl Judge {
         known.unexplained >= ROUNDS && known.not_before.is_none_or(|at| now >= at)
     }
 
-    /// Both sides were counted exactly, and each holds `exact` documents where fast counts said otherwise.
+    /// Both sides were counted exactly and are equal, but in the middle of writes: how far the fast counts are off cannot
+    /// be told.
+    pub fn equal_while_written(&mut self, uuid: Uuid, now: Instant) {
+        let known = self.known.entry(uuid).or_default();
+        known.unexplained = 0;
+        known.failures = 0;
+        known.wait_longer(now);
+    }
+
+    /// The collection could not be counted exactly; returns how often in a row.
+    pub fn failed(&mut self, uuid: Uuid, now: Instant) -> u32 {
+        let known = self.known.entry(uuid).or_default();
+        known.failures += 1;
+        known.wait_longer(now);
+        known.failures
+    }
+
+    /// Both sides were counted exactly, and each holds `exact` documents where fast counts said otherwise, before and
+    /// after.
     pub fn equal(&mut self, uuid: Uuid, fast: Fast, exact: u64, now: Instant) {
         let off = |count: u64| signed(count).saturating_sub(signed(exact));
         let bias = Bias { source: off(fast.source), target: off(fast.target_after) };
         let known = self.known.entry(uuid).or_default();
         let nothing_new = known.bias.source - known.bias.target == bias.source - bias.target;
-        let pause = if nothing_new {
-            known.pause.map_or(AGAIN_MIN, |pause| (pause * 2).min(AGAIN_MAX))
-        } else {
-            AGAIN_MIN
-        };
-        *known = Known { bias, unexplained: 0, not_before: Some(now + pause), pause: Some(pause) };
+        let pause = known.pause.filter(|_| nothing_new);
+        *known = Known { bias, pause, ..Known::default() };
+        known.wait_longer(now);
     }
 
     /// Forgets what is not among these any more.
@@ -160,6 +185,31 @@ mod tests {
             }
         }
         assert!((5..20).contains(&counted), "{counted} in {:?}", now - start);
+    }
+
+    #[test]
+    fn exact_counts_that_fail_become_rare() {
+        let (mut judge, uuid, start) = (Judge::default(), Uuid::new(), Instant::now());
+        let mut tried = 0;
+        for round in 0..1000 {
+            let now = start + Duration::from_secs(10) * round;
+            if judge.suspects(uuid, fast(1, 2, 1), now) {
+                tried += 1;
+                assert_eq!(judge.failed(uuid, now), tried);
+            }
+        }
+        assert!((5..20).contains(&tried), "{tried}");
+    }
+
+    #[test]
+    fn nothing_is_learned_in_the_middle_of_writes() {
+        let (mut judge, uuid, now) = (Judge::default(), Uuid::new(), Instant::now());
+        assert!(!judge.suspects(uuid, fast(100, 120, 110), now));
+        assert!(judge.suspects(uuid, fast(100, 120, 110), now));
+        judge.equal_while_written(uuid, now);
+        assert_eq!(judge.corrected(uuid, 107, 107), (107, 107));
+        assert!(!judge.suspects(uuid, fast(1, 2, 1), now + AGAIN_MIN));
+        assert!(judge.suspects(uuid, fast(1, 2, 1), now + AGAIN_MIN));
     }
 
     proptest! {

@@ -1,9 +1,10 @@
 //! Counting a collection exactly on both sides at one optime.
 
-use bson::{Document, Timestamp, doc};
+use bson::{Timestamp, Uuid, doc};
 
 use super::desk::Cut;
-use crate::mongo::{Deployment, Error, bson_count, cursor_documents};
+use crate::catalogue::Collection;
+use crate::mongo::{Deployment, Error, SnapshotReader, bson_count, listing};
 use crate::namespace::Namespace;
 use crate::position::Ts;
 
@@ -25,35 +26,56 @@ impl Exact {
     }
 }
 
-/// Counts both sides at the two optimes of a cut, so that nothing that is written meanwhile matters.
-///
-/// # Errors
-/// A call failed, or the servers do not keep their history that long: another time may do better.
-pub async fn count(
-    source: (&Deployment, &Namespace),
-    target: (&Deployment, &Namespace),
-    cut: Cut,
-) -> Result<Exact, Error> {
-    let (source, target) = tokio::join!(
-        count_at(source.0, source.1, cut.source),
-        count_at(target.0, target.1, cut.target)
-    );
-    Ok(Exact { source: source?, target: target? })
+/// Counts on both sides.
+#[derive(Debug)]
+pub struct Counters {
+    source: SnapshotReader,
+    target: SnapshotReader,
 }
 
-async fn count_at(deployment: &Deployment, name: &Namespace, at: Ts) -> Result<u64, Error> {
-    let command = command(&name.collection, at);
-    let found = cursor_documents(deployment, &name.database, "count documents", command).await?;
-    // An empty collection gives no group.
-    let count = found.first().and_then(|found| Document::try_from(found.as_ref()).ok());
-    Ok(count.map_or(0, |count| bson_count(&count, "n")))
+impl Counters {
+    /// Of these two.
+    #[must_use]
+    pub fn new(source: &Deployment, target: &Deployment) -> Self {
+        let [source, target] = [source, target].map(|side| SnapshotReader::new(side.clone()));
+        Self { source, target }
+    }
+
+    /// Counts both sides at the two optimes of a cut, so that nothing that is written meanwhile matters. `None` if the
+    /// collection is not the one of that name on the source any more: what was counted is then another one, or none.
+    ///
+    /// # Errors
+    /// A call failed, or the servers do not keep their history that long: another time may do better.
+    pub async fn count(
+        &mut self,
+        uuid: Uuid,
+        collection: &Collection,
+        cut: Cut,
+    ) -> Result<Option<Exact>, Error> {
+        let Collection { source: name, target, .. } = collection;
+        let counted = tokio::join!(
+            count_at(&mut self.source, name, cut.source),
+            count_at(&mut self.target, target, cut.target)
+        );
+        let filter = doc! { "name": &name.collection };
+        let source = self.source.deployment();
+        let listed = listing::matching(source, &name.database, filter).await?;
+        if listed.first().and_then(|listed| listed.uuid) != Some(uuid) {
+            return Ok(None);
+        }
+        Ok(Some(Exact { source: counted.0?, target: counted.1? }))
+    }
 }
 
-fn command(collection: &str, at: Ts) -> Document {
-    doc! {
-        "aggregate": collection,
+async fn count_at(reader: &mut SnapshotReader, name: &Namespace, at: Ts) -> Result<u64, Error> {
+    let command = doc! {
+        "aggregate": &name.collection,
         "pipeline": [{ "$group": { "_id": null, "n": { "$sum": 1 } } }],
         "cursor": {},
-        "readConcern": { "level": "snapshot", "atClusterTime": Timestamp::from(at) },
-    }
+    };
+    // An empty collection gives no group.
+    let found = reader
+        .first(&name.database, "count documents exactly", command, Timestamp::from(at))
+        .await?;
+    Ok(found.map_or(0, |count| bson_count(&count, "n")))
 }

@@ -58,15 +58,17 @@ pub fn differences(catalogue: &Catalogue, listed: &[Listed], selection: &Selecti
             continue;
         }
         let place = collection.target_uuid.and_then(|uuid| by_uuid.get(&uuid));
+        // Where it belongs, and not where the catalogue has it: after a start that is wherever it was found.
+        let expected = selection.target_of(&collection.source);
         match place {
-            Some(place) if **place == collection.target => {}
+            Some(place) if **place == expected => {}
             Some(place) => {
-                let what = format!("{} was renamed to {place} on the target", collection.target);
+                let what = format!("{expected} was renamed to {place} on the target");
                 let now = Some((*place).clone());
                 found.collections.insert(*uuid, Displaced { what, now });
             }
             None => {
-                let what = format!("{} is gone from the target", collection.target);
+                let what = format!("{expected} is gone from the target");
                 found.collections.insert(*uuid, Displaced { what, now: None });
             }
         }
@@ -101,11 +103,12 @@ fn is_foreign(entry: &Listed, catalogue: &Catalogue, selection: &Selection) -> b
     {
         return false;
     }
+    let buckets = Namespace::new(&name.database, format!("system.buckets.{}", name.collection));
+    let leaves = catalogue.repair.leaving.values().any(|leaving| *leaving == buckets);
     let in_the_way_of_ours = catalogue.collections.values().any(|found| found.target == *name)
         || catalogue.views.values().any(|view| view.target == *name);
-    let buckets = Namespace::new(&name.database, format!("system.buckets.{}", name.collection));
     let time_series = catalogue.collections.values().any(|found| found.target == buckets);
-    !in_the_way_of_ours && !time_series && selection.may_write(name)
+    !in_the_way_of_ours && !time_series && !leaves && selection.may_write(name)
 }
 
 #[cfg(test)]

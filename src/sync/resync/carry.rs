@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use super::CaughtUp;
 use super::begin::stays_in_place;
+use super::{CaughtUp, place};
 use crate::copy::{Copier, ProgressStore, prepare};
 use crate::mongo::Side;
+use crate::namespace::Namespace;
 use crate::position::Ts;
 use crate::replay::apply::ApplyError;
 use crate::replay::scope::Scope;
@@ -90,6 +91,16 @@ async fn clear_places(main: &Context, run: &Context, stop: &Stop) -> Result<(), 
         let missing = own.collections.iter().filter(|(_, found)| found.target_uuid.is_none());
         missing.filter(|(_, found)| stays_in_place(&found.target)).map(|(uuid, _)| *uuid).collect()
     };
+    let names = {
+        let own = run.catalogue.read();
+        let series = in_place.iter().filter_map(|uuid| {
+            let place = &own.collections.get(uuid)?.target;
+            let name = place.collection.strip_prefix("system.buckets.")?;
+            Some(Namespace::new(&place.database, name))
+        });
+        series.collect()
+    };
+    place::make_way(main, &names, stop).await?;
     for uuid in in_place {
         let old = main.catalogue.read().collections.get(&uuid).cloned();
         if let Some(old) = old

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bson::Uuid;
 
-use super::give_up;
+use super::{give_up, place};
 use crate::catalogue::Catalogue;
 use crate::namespace::Namespace;
 use crate::replay::window::ResumePoint;
@@ -35,16 +35,20 @@ pub async fn everything_again(
     let list = || catalog::read(source, main.source_version, selection);
     let listed = until_reached(source.side, stop, list).await?;
     let views = listed.views.clone();
-    let gone = main.catalogue.change(|catalogue| {
+    let gone: Vec<Namespace> = {
+        let catalogue = main.catalogue.read();
         let gone = catalogue.views.iter().filter(|(name, _)| !views.contains_key(name));
-        let gone: Vec<Namespace> = gone.map(|(_, view)| view.target.clone()).collect();
-        *catalogue = anew(std::mem::take(catalogue), listed, reason);
-        gone
-    });
-    main.catalogue.save()?;
+        gone.map(|(_, view)| view.target.clone()).collect()
+    };
+    // Before the catalogue forgets them: after a kill in between nobody would know whose they are.
     for view in gone {
         main.definer.drop_view(&view, stop).await?;
     }
+    main.catalogue.change(|catalogue| {
+        *catalogue = anew(std::mem::take(catalogue), listed, reason);
+    });
+    main.catalogue.save()?;
+    place::make_way(main, &views.values().map(|view| view.target.clone()).collect(), stop).await?;
     for view in views.values() {
         main.definer.put_view(&view.target, &view.definition.0, stop).await?;
     }

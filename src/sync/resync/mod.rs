@@ -133,7 +133,12 @@ pub fn reads_from(main: &Context) -> Result<Option<OpTime>, Interrupted> {
 pub async fn finish_swap(main: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let swapping_at = main.catalogue.read().repair.run.as_ref().and_then(|run| run.swapping_at);
     if let Some(at) = swapping_at {
-        place::all(main, &context_of_run(main)?, at, stop).await?;
+        let placed = place::all(main, &context_of_run(main)?, at, stop).await;
+        match placed.map_err(|interrupted| broken(main, interrupted)) {
+            // Given up rather than tried again and again.
+            Err(Interrupted::Again) => give_up(main, stop).await?,
+            placed => placed?,
+        }
     }
     // Files of a run that is over, if any.
     if main.catalogue.read().repair.run.is_none() { remove_files(main) } else { Ok(()) }
@@ -149,7 +154,14 @@ pub async fn give_up(main: &Context, stop: &Stop) -> Result<(), Interrupted> {
         super::reconcile::names(&run, stop).await?;
         let staged: Vec<_> = run.catalogue.read().collections.values().cloned().collect();
         for collection in staged {
-            if let Some(uuid) = collection.target_uuid {
+            let uuid = match collection.target_uuid {
+                // Made, perhaps, and not noted any more. The name is of this run alone, unless it is the place itself.
+                None if !begin::stays_in_place(&collection.target) => {
+                    main.definer.find(&collection.target, stop).await?.and_then(|found| found.uuid)
+                }
+                noted => noted,
+            };
+            if let Some(uuid) = uuid {
                 main.definer.drop_collection(&collection.target, uuid, stop).await?;
             }
         }
@@ -221,7 +233,8 @@ impl Resync {
             if let Some(CaughtUp { track, reader }) = self.caught_up.take() {
                 let run = carry::to_the_end(track, reader, at.ts, stop).await;
                 let run = run.map_err(|interrupted| broken(main, interrupted))?;
-                place::all(main, &run, at.ts, stop).await?;
+                let placed = place::all(main, &run, at.ts, stop).await;
+                placed.map_err(|interrupted| broken(main, interrupted))?;
                 remove_files(main)?;
             }
             return Ok(Outcome::Changed);

@@ -4,11 +4,12 @@
 //! collections in the same write that releases them. A kill in between is made good by doing it all again: every
 //! collection is looked for by its UUID, and what is in its place stays there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bson::Uuid;
 
+use super::begin::stays_in_place;
 use super::kept;
 use crate::catalogue::repair::Kept;
 use crate::mongo::Listed;
@@ -46,27 +47,127 @@ pub(super) async fn all(
 ) -> Result<(), Interrupted> {
     let members = members(main, run);
     let listed = list(main, &members, stop).await?;
-    let aside = in_the_way(&members, &listed, &main.catalogue.read().repair.leaving);
+    check_made(&members, &listed)?;
+    let (leaving, kept) = {
+        let catalogue = main.catalogue.read();
+        (catalogue.repair.leaving.clone(), catalogue.repair.replaced.clone())
+    };
+    let mut aside = in_the_way(&members, &listed, &leaving, &kept);
     if let Some(view) = aside.iter().find(|entry| entry.uuid.is_none()) {
         return Err(taken(&view.namespace));
     }
-    note_kept(main, &aside, at)?;
-    let kept = main.catalogue.read().repair.replaced.clone();
-    for entry in &aside {
-        if let Some(kept) = kept.iter().find(|kept| Some(kept.uuid) == entry.uuid) {
-            let place = main.definer.place(&entry.namespace, entry.uuid);
-            main.definer.rename(&place, &kept.kept_as, stop).await?;
-        }
-    }
+    note_kept(main, &members, &aside, &leaving, at)?;
+    drop_fixed(main, &listed, &leaving, stop).await?;
     for member in &members {
+        // One after another, so that each name is missing for a moment only.
+        let concerns = |entry: &mut Listed| {
+            entry.namespace == member.place || (entry.uuid.is_some() && entry.uuid == member.old)
+        };
+        let replaced: Vec<Listed> = aside.extract_if(.., concerns).collect();
+        move_aside(main, &replaced, stop).await?;
         let found = listed.iter().find(|entry| entry.uuid == Some(member.made));
         if let Some(found) = found.filter(|found| found.namespace != member.place) {
             let place = main.definer.place(&found.namespace, found.uuid);
             main.definer.rename(&place, &member.place, stop).await?;
         }
     }
+    move_aside(main, &aside, stop).await?;
     drop_abandoned(main, run, &members, &listed, stop).await?;
     release(main, run, &members)
+}
+
+/// Moves aside what has one of these names until it is replaced, where a view or a time-series is to be made that cannot
+/// be made under another name. It is kept like anything that is replaced.
+///
+/// # Errors
+/// [`Interrupted`]; may be done again.
+pub(super) async fn make_way(
+    main: &Context,
+    names: &BTreeSet<Namespace>,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    for name in names {
+        let buckets = Namespace::new(&name.database, format!("system.buckets.{}", name.collection));
+        for name in [name, &buckets] {
+            let Some(found) = main.definer.find(name, stop).await? else { continue };
+            let gives_way = |uuid: &Uuid| main.catalogue.read().gives_way(*uuid);
+            let Some(uuid) = found.uuid.filter(gives_way) else { continue };
+            if stays_in_place(name) {
+                // That of this very collection goes when it is made anew.
+                if main.catalogue.read().repair.is_leaving(&uuid) {
+                    main.definer.drop_collection(name, uuid, stop).await?;
+                }
+                continue;
+            }
+            let kept = kept_of(&found, uuid, name.clone());
+            let kept_as = kept.kept_as.clone();
+            main.catalogue.change(|catalogue| {
+                catalogue.repair.replaced.retain(|kept| kept.uuid != uuid);
+                catalogue.repair.replaced.push(kept);
+            });
+            main.catalogue.save()?;
+            let place = main.definer.place(name, Some(uuid));
+            main.definer.rename(&place, &kept_as, stop).await?;
+            main.catalogue.change(|catalogue| {
+                let held = catalogue.collections.values_mut();
+                for held in held.filter(|held| held.target_uuid == Some(uuid)) {
+                    held.target.clone_from(&kept_as);
+                }
+            });
+            main.catalogue.save()?;
+        }
+    }
+    Ok(())
+}
+
+/// How a collection is kept that was in use as `collection`.
+fn kept_of(entry: &Listed, uuid: Uuid, collection: Namespace) -> Kept {
+    let kept_as = format!("{STAGING_PREFIX}{uuid}");
+    let kept_as = Namespace::new(&entry.namespace.database, kept_as);
+    Kept { collection, kept_as, uuid, since_ms: WallTime::now().as_ms() }
+}
+
+/// Nothing is moved for copies that somebody removed: what they were to replace stays until there are others.
+fn check_made(members: &[Member], listed: &[Listed]) -> Result<(), Interrupted> {
+    let there: BTreeSet<Uuid> = listed.iter().filter_map(|entry| entry.uuid).collect();
+    let gone: Vec<Uuid> = members
+        .iter()
+        .filter(|member| !there.contains(&member.made))
+        .map(|member| member.source_uuid)
+        .collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let what = "copies of a resync are gone from where they were made".to_owned();
+    Err(Interrupted::Diverged { collections: gone, what })
+}
+
+/// Gives what is replaced the name that it is kept under.
+async fn move_aside(main: &Context, entries: &[Listed], stop: &Stop) -> Result<(), Interrupted> {
+    let kept = main.catalogue.read().repair.replaced.clone();
+    for entry in entries {
+        let kept = kept.iter().find(|kept| Some(kept.uuid) == entry.uuid);
+        if let Some(kept) = kept.filter(|kept| kept.kept_as != entry.namespace) {
+            let place = main.definer.place(&entry.namespace, entry.uuid);
+            main.definer.rename(&place, &kept.kept_as, stop).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What the source no longer has and what cannot have another name cannot be kept.
+async fn drop_fixed(
+    main: &Context,
+    listed: &[Listed],
+    leaving: &BTreeMap<Uuid, Namespace>,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    for entry in listed.iter().filter(|entry| stays_in_place(&entry.namespace)) {
+        if let Some(uuid) = entry.uuid.filter(|uuid| leaving.contains_key(uuid)) {
+            main.definer.drop_collection(&entry.namespace, uuid, stop).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Those of the run that the source still has.
@@ -106,6 +207,7 @@ fn in_the_way(
     members: &[Member],
     listed: &[Listed],
     leaving: &BTreeMap<Uuid, Namespace>,
+    kept: &[Kept],
 ) -> Vec<Listed> {
     let is_new = |uuid: Uuid| members.iter().any(|member| member.made == uuid);
     let by_name: BTreeMap<&Namespace, &Member> =
@@ -124,7 +226,9 @@ fn in_the_way(
         by_name.contains_key(&entry.namespace) || replaced || leaves
     });
     // What was moved aside before a kill is where it belongs.
-    let moved = |entry: &&Listed| entry.namespace.collection.starts_with(STAGING_PREFIX);
+    let moved = |entry: &&Listed| {
+        kept.iter().any(|kept| Some(kept.uuid) == entry.uuid && kept.kept_as == entry.namespace)
+    };
     concerned.filter(|entry| !moved(entry)).cloned().collect()
 }
 
@@ -137,8 +241,13 @@ fn taken(view: &Namespace) -> Interrupted {
     }
 }
 
-fn note_kept(main: &Context, aside: &[Listed], at: Ts) -> Result<(), Interrupted> {
-    let since_ms = WallTime::now().as_ms();
+fn note_kept(
+    main: &Context,
+    members: &[Member],
+    aside: &[Listed],
+    leaving: &BTreeMap<Uuid, Namespace>,
+    at: Ts,
+) -> Result<(), Interrupted> {
     main.catalogue.change(|catalogue| {
         let repair = &mut catalogue.repair;
         if let Some(run) = &mut repair.run {
@@ -149,10 +258,11 @@ fn note_kept(main: &Context, aside: &[Listed], at: Ts) -> Result<(), Interrupted
             if repair.replaced.iter().any(|kept| kept.uuid == uuid) {
                 continue;
             }
-            let collection = entry.namespace.clone();
-            let kept_as = format!("{STAGING_PREFIX}{uuid}");
-            let kept_as = Namespace::new(&collection.database, kept_as);
-            repair.replaced.push(Kept { collection, kept_as, uuid, since_ms });
+            // It may have been moved out of the way before.
+            let replacing = members.iter().find(|member| member.old == Some(uuid));
+            let name = replacing.map(|member| &member.place).or_else(|| leaving.get(&uuid));
+            let collection = name.unwrap_or(&entry.namespace).clone();
+            repair.replaced.push(kept_of(entry, uuid, collection));
         }
     });
     Ok(main.catalogue.save()?)
@@ -231,8 +341,11 @@ mod tests {
         let [made, old, foreign, gone, other] = [(); 5].map(|()| Uuid::new());
         let place = Namespace::new("a", "b");
         let member = Member { source_uuid: Uuid::new(), made, old: Some(old), place };
+        let kept_as = Namespace::new("a", "snapsync_tmp_2");
+        let kept = Kept { collection: Namespace::new("a", "b"), kept_as, uuid: old, since_ms: 0 };
         let names = |entries: &[Listed], leaving: &BTreeMap<Uuid, Namespace>| -> Vec<String> {
-            let aside = in_the_way(std::slice::from_ref(&member), entries, leaving);
+            let kept = std::slice::from_ref(&kept);
+            let aside = in_the_way(std::slice::from_ref(&member), entries, leaving, kept);
             aside.iter().map(|entry| entry.namespace.to_string()).collect()
         };
         let none = BTreeMap::new();
@@ -245,6 +358,9 @@ mod tests {
         // After a kill in between.
         let halfway = [listed("a.b", made), listed("a.snapsync_tmp_2", old)];
         assert_eq!(names(&halfway, &none), [""; 0]);
+        // Moved out of the way of something else before, and not kept yet.
+        let before = [listed("a.snapsync_tmp_3", old)];
+        assert_eq!(names(&before, &none), ["a.snapsync_tmp_3"]);
         let leaving = BTreeMap::from([(gone, Namespace::new("a", "d"))]);
         assert_eq!(names(&[listed("a.d", gone)], &leaving), ["a.d"]);
     }

@@ -121,3 +121,55 @@ async fn a_copy_whose_beginning_is_lost_is_begun_anew() {
     daemon.wait_state("live").await;
     assert_same(&source, &target).await;
 }
+
+/// Names that were given up while nobody read the oplog are given to others, before and while everything is copied
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_others_had_are_free_for_what_has_them_now() {
+    let Pair { source, target } = Pair::with(short_oplog(), ReplicaSetOptions::default()).await;
+    let names = ["shop.orders", "shop.dropped", "shop.renamed", "shop.becomes_view"];
+    fill(&source, &names).await;
+    fill(&source, &["shop.becomes_series"]).await;
+    let shop = source.client().database("shop");
+    let series = |name: &str| doc! {"create": name, "timeseries": {"timeField": "t"}};
+    for name in ["series", "series_again", "series_other"] {
+        shop.run_command(series(name)).await.unwrap();
+        let now = doc! {"t": bson::DateTime::now()};
+        shop.collection::<Document>(name).insert_one(now).await.unwrap();
+    }
+    let options = DaemonOptions::new(&source, &target).toml(OFTEN).toml(NO_NOISE).toml(SLOWLY);
+    let mut daemon = Daemon::start(options);
+    let status = daemon.wait_state("live").await;
+    daemon.terminate().await;
+    let filler = "x".repeat(10_000);
+    let large = (1000..1060).map(|id| doc! {"_id": id, "n": id, "filler": &filler});
+    orders(&source).insert_many(large).await.unwrap();
+    let drops = ["dropped", "becomes_view", "becomes_series", "series", "series_again"];
+    for name in drops.into_iter().chain(["series_other"]) {
+        shop.collection::<Document>(name).drop().await.unwrap();
+    }
+    source.admin(doc! {"renameCollection": "shop.renamed", "to": "shop.away"}).await;
+    let view = doc! {"create": "becomes_view", "viewOn": "orders", "pipeline": []};
+    shop.run_command(view).await.unwrap();
+    shop.run_command(series("becomes_series")).await.unwrap();
+    shop.collection("series_other").insert_one(doc! {"_id": 1}).await.unwrap();
+    cut_oplog(&source, resume_point(&status)).await;
+    daemon.restart();
+    daemon.wait_log("resync of shop.orders").await;
+    for name in ["dropped", "renamed"] {
+        shop.collection(name).insert_one(doc! {"_id": "another"}).await.unwrap();
+    }
+    shop.run_command(series("series_again")).await.unwrap();
+    let again = doc! {"t": bson::DateTime::now()};
+    shop.collection::<Document>("series_again").insert_one(again).await.unwrap();
+    let done = |status: &Value| {
+        assert_ne!(status["state"], "halted", "{}", status["reason"]);
+        status["state"] == "live" && status["copying"] == json!([])
+    };
+    let status = daemon.wait_status("live again", LONG, done).await;
+    assert_eq!(resyncs(&status), 1);
+    assert_same(&source, &target).await;
+    assert!(daemon.command(&["discard", "--yes"]).status.success());
+    let left = target.client().database("shop").list_collection_names().await.unwrap();
+    assert!(!left.iter().any(|name| name.starts_with("snapsync_tmp_")), "{left:?}");
+}
