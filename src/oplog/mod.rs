@@ -20,5 +20,5 @@ pub mod txn;
 pub mod update;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod number;

@@ -15,6 +15,15 @@ use crate::retry::Stopped;
 use crate::stop::Stop;
 use crate::target::statements::{self, Place};
 
+/// How often everything that waits is tried again before it is exchanged in one transaction instead.
+const ROUNDS: u32 = 6;
+/// Bytes of documents that are exchanged in one transaction, unless nothing else helps.
+const SWAP_BYTES: usize = 8 * 1024 * 1024;
+
+fn bytes(documents: &[RawDocumentBuf]) -> usize {
+    documents.iter().map(|document| document.as_bytes().len()).sum()
+}
+
 /// Documents waiting for a key, by the UUID of their collection on the source.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
@@ -51,17 +60,23 @@ impl Conflicts {
         }
     }
 
-    /// Tries again what other puts of the same stage may have made room for, as long as that helps.
+    /// Tries again what other puts of the same stage may have made room for, as long as that helps; where there is
+    /// little left of it, only for some rounds: in a bad order every round would place one document.
     pub(super) async fn retry(
         mut self,
         applier: &Applier,
         stop: &Stop,
     ) -> Result<Self, Stopped<ApplyError>> {
-        loop {
+        for round in 1_u32.. {
             let mut left = HashMap::new();
             let mut progress = false;
             for (uuid, mut documents) in self.by_collection.drain() {
-                let Some((_, place)) = applier.locate(uuid) else { continue };
+                let Some((collection, place)) = applier.locate(uuid) else { continue };
+                // A capped collection takes no transactions.
+                if round > ROUNDS && !collection.is_capped() && bytes(&documents) <= SWAP_BYTES {
+                    left.insert(uuid, documents);
+                    continue;
+                }
                 let before = documents.len();
                 // Keys that all move on by one free each other only in one order, which may be the other one.
                 documents.reverse();
@@ -74,9 +89,10 @@ impl Conflicts {
             }
             self.by_collection = left;
             if !progress {
-                return Ok(self);
+                break;
             }
         }
+        Ok(self)
     }
 
     /// Places what is left: documents that hold each other's keys are removed and put back in one transaction.

@@ -279,4 +279,17 @@ proptest! {
             builder.finish().map_or(0, |window| carry_out(&mut World::new(), window.plan));
         prop_assert_eq!(definitions, expected);
     }
+
+    #[test]
+    fn never_panics_on_damaged_entries(
+        entries in prop::collection::vec(
+            crate::oplog::fixtures::mutated(crate::oplog::fixtures::documents("iudcn")), 1..20
+        ),
+    ) {
+        let everything = Selection::new(&["*".to_owned()], &[], &[]).unwrap();
+        let mut builder = WindowBuilder::new(everything, resume_at(0));
+        let taken = entries.iter().take_while(|entry| builder.push(entry).is_ok()).count();
+        let planned = builder.finish().map_or(0, |window| window.plan.operations);
+        prop_assert!(taken > 0 || planned <= 1 || !entries.is_empty());
+    }
 }

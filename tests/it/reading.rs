@@ -13,6 +13,7 @@ use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, Workload, WorkloadOptions,
     assert_equal, quiesce, resume_point, wait_for,
 };
+use crate::scenario::settle;
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
 const LONG: Duration = Duration::from_secs(60);
@@ -260,4 +261,27 @@ async fn the_resume_point_advances_while_the_source_is_idle() {
     let status = daemon.wait_status("the resume point to move", LONG, moved).await;
     assert_eq!(status["state"], "live");
     assert_eq!(status["totals"]["entries_applied"], 0);
+}
+
+/// Told to keep the images of findAndModify in its oplog, a server writes them as no-ops with the collection's name and
+/// a whole document.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retry_images_in_the_oplog_are_not_documents() {
+    let images =
+        ReplicaSetOptions::default().parameter("storeFindAndModifyImagesInSideCollection=false");
+    let Pair { source, target } = Pair::with(images, ReplicaSetOptions::default()).await;
+    let a = source.client().database("shop").collection::<Document>("a");
+    a.insert_many((0..20).map(|n| doc! {"_id": n, "n": n})).await.unwrap();
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
+    daemon.wait_state("live").await;
+    for n in 0..10 {
+        a.find_one_and_update(doc! {"_id": n}, doc! {"$inc": {"n": 1}}).await.unwrap();
+        a.find_one_and_delete(doc! {"_id": n + 10}).await.unwrap();
+    }
+    let oplog = source.client().database("local").collection::<Document>("oplog.rs");
+    let written = oplog.count_documents(doc! {"op": "n", "ns": "shop.a"}).await.unwrap();
+    assert!(written >= 20, "{written} images");
+    settle(&source).await;
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
 }
