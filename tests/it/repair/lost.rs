@@ -100,9 +100,11 @@ async fn a_copy_whose_beginning_is_lost_is_begun_anew() {
     let Pair { source, target } = Pair::with(short_oplog(), ReplicaSetOptions::default()).await;
     fill(&source, &["shop.orders", "shop.carts"]).await;
     let filler = "x".repeat(10_000);
-    let large = (1000..1060).map(|id| doc! {"_id": id, "n": id, "filler": &filler});
+    // More than one batch: the first one is not held up.
+    let large = (1000..1600).map(|id| doc! {"_id": id, "n": id, "filler": &filler});
     orders(&source).insert_many(large).await.unwrap();
-    let options = DaemonOptions::new(&source, &target).toml(OFTEN).toml(NO_NOISE).toml(SLOWLY);
+    let options = DaemonOptions::new(&source, &target).toml(OFTEN).toml(NO_NOISE);
+    let options = options.toml("[copy]\nmax_bytes_per_second = \"1MiB\"");
     let mut daemon = Daemon::start(options);
     // Made once it is durable where the copy begins.
     let spool = daemon.state_directory().join("spool");
