@@ -10,7 +10,7 @@ use super::context::Interrupted;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::mongo::{Deployment, ForeignSessions};
-use crate::retry::{Outage, until_reached};
+use crate::retry::{Backoff, Outage, until_reached};
 use crate::stop::Stop;
 use crate::target::deadline::{Deadline, Moment};
 use crate::target::inflight;
@@ -20,6 +20,8 @@ use crate::target::writers::Writers;
 
 /// How soon a renewal that failed is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
+/// How long a target that was reached just now may stay away while the lease is taken.
+const TAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How often sessions are kept alive: several times within the shortest time-out that servers are run with.
 const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
 
@@ -74,11 +76,20 @@ pub async fn take(
     target: &Deployment,
     owner: &Owner,
 ) -> Result<(Grant, Deadline), Exit> {
-    let asked = Moment::now();
-    let taken = taking::take(target, owner, &config.sync.selection.target_set()).await;
-    match taken.map_err(|error| Exit::at_start(&error))? {
-        Taken::Ours(grant) => Ok((*grant, Deadline::granted(asked))),
-        Taken::Held(holder) => Err(held(&holder)),
+    let set = config.sync.selection.target_set();
+    let mut backoff = Backoff::reconnect();
+    let began = Instant::now();
+    loop {
+        let asked = Moment::now();
+        match taking::take(target, owner, &set).await {
+            Ok(Taken::Ours(grant)) => return Ok((*grant, Deadline::granted(asked))),
+            Ok(Taken::Held(holder)) => return Err(held(&holder)),
+            // Asked again after a lost answer, the lease is found to be held from this very place.
+            Err(error) if error.is_unreachable() && began.elapsed() < TAKE_WITHIN => {
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(Exit::at_start(&error)),
+        }
     }
 }
 
