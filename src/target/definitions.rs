@@ -259,8 +259,11 @@ impl Definer {
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
         let name = &from.namespace;
-        let command = doc! { "renameCollection": name.to_string(), "to": to.to_string() };
-        let command = of_collection(command, from);
+        let mut command = doc! { "renameCollection": name.to_string(), "to": to.to_string() };
+        // Servers do not check which collection it is when it moves to another database.
+        if name.database == to.database {
+            command = of_collection(command, from);
+        }
         let action = format!("rename {name} to {to}");
         let mut repeated = false;
         match self.define_again("admin", &action, command, &mut repeated, stop).await {
