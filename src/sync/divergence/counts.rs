@@ -97,8 +97,8 @@ impl Judge {
         known.unexplained >= ROUNDS && known.not_before.is_none_or(|at| now >= at)
     }
 
-    /// Both sides were counted exactly and are equal, but in the middle of writes: how far the fast counts are off cannot
-    /// be told.
+    /// Both sides were counted exactly and are equal, but in the middle of writes: how far the fast counts are off
+    /// cannot be told.
     pub fn equal_while_written(&mut self, uuid: Uuid, now: Instant) {
         let known = self.known.entry(uuid).or_default();
         known.unexplained = 0;

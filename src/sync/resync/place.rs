@@ -76,8 +76,8 @@ pub(super) async fn all(
     release(main, run, &members)
 }
 
-/// Moves aside what has one of these names until it is replaced, where a view or a time-series is to be made that cannot
-/// be made under another name. It is kept like anything that is replaced.
+/// Moves aside what has one of these names until it is replaced, where a view or a time-series is to be made that
+/// cannot be made under another name. It is kept like anything that is replaced.
 ///
 /// # Errors
 /// [`Interrupted`]; may be done again.
