@@ -24,7 +24,8 @@ const LONG: std::time::Duration = std::time::Duration::from_secs(120);
 async fn deployment(side: Side, set: &ReplicaSet) -> Deployment {
     let pool =
         PoolOptions { app_name: "copying".to_owned(), connections: 20, selection_timeout: None };
-    Deployment::connect(side, &Uri::parse(&set.uri()).unwrap(), &pool).await.unwrap()
+    let uri = format!("{}&compressors=zlib,snappy,zstd", set.uri());
+    Deployment::connect(side, &Uri::parse(&uri).unwrap(), &pool).await.unwrap()
 }
 
 /// A copy of everything on the source, in parts of 16 KiB, with its state in `folder`.
@@ -178,4 +179,12 @@ async fn every_part_goes_on_where_it_was() {
     let again = second.counters.copied().documents - all;
     let parts = parts(&second).iter().sum::<usize>();
     assert!(again <= u64::try_from(parts).unwrap(), "at most the last document of each: {again}");
+    // As the connection string asks: each side chose the first that both know.
+    for set in [&pair.source, &pair.target] {
+        let status = set.admin(doc! {"serverStatus": 1}).await;
+        let compression = status.get_document("network").unwrap().get_document("compression");
+        let zlib = compression.unwrap().get_document("zlib").unwrap();
+        let received = zlib.get_document("decompressor").unwrap().get("bytesIn").unwrap();
+        assert_ne!(received.as_i64().or(received.as_i32().map(i64::from)), Some(0), "{status}");
+    }
 }
