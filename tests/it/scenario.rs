@@ -44,7 +44,7 @@ pub struct Scenario {
 }
 
 /// What servers of before a version do not know, as it stands in the text of a scenario.
-const NEEDS: [(&str, (i32, i32)); 18] = [
+const NEEDS: [(&str, (i32, i32)); 19] = [
     ("series_changed", (6, 0)),
     // Documents of capped collections that grow, or are deleted.
     ("capped_overflow", (6, 0)),
@@ -60,6 +60,7 @@ const NEEDS: [(&str, (i32, i32)); 18] = [
     ("\"$y\"", (5, 0)),
     ("\"$z\"", (5, 0)),
     ("doubled_and_dollar_names", (5, 0)),
+    ("doubled_names_exchanged", (5, 0)),
     ("\"clusteredIndex\"", (5, 3)),
     ("\"changeStreamPreAndPostImages\"", (6, 0)),
     ("\"cappedSize\"", (6, 0)),
