@@ -9,8 +9,8 @@ use super::error::{Error, unwanted_reply};
 
 /// What servers say to a snapshot read outside of a transaction that they do not allow.
 const INVALID_OPTIONS: i32 = 72;
-/// Far from the numbers that the driver gives to transactions: it may have used the session before. The session is never
-/// given back, so that nothing meets these numbers afterwards.
+/// Far from the numbers that the driver gives to transactions: it may have used the session before. The session is
+/// never given back, so that nothing meets these numbers afterwards.
 const FIRST_NUMBER: i64 = 1 << 40;
 
 /// Reads at optimes of the caller's choice.

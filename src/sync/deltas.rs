@@ -237,8 +237,8 @@ impl Counter {
         Ok(exact.filter(|_| self.is_followed_as(found)))
     }
 
-    /// Whether the fast counts still say what they said before documents were counted exactly. If not, the exact count is
-    /// of another moment than they are, and tells nothing of them.
+    /// Whether the fast counts still say what they said before documents were counted exactly. If not, the exact count
+    /// is of another moment than they are, and tells nothing of them.
     async fn is_as_before(&self, found: &Counted) -> Result<bool, Error> {
         let Counted { uuid, collection, fast, .. } = found;
         let source = count(&self.source, &collection.source.database, (*uuid).into()).await?;
