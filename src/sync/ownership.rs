@@ -9,7 +9,7 @@ use bson::{Document, Uuid};
 use super::context::Interrupted;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::mongo::{Deployment, ForeignSessions};
+use crate::mongo::{Deployment, Error, ForeignSessions};
 use crate::retry::{Backoff, Outage, until_reached};
 use crate::stop::Stop;
 use crate::target::deadline::{Deadline, Moment};
@@ -20,6 +20,7 @@ use crate::target::writers::Writers;
 
 /// How soon a renewal that failed is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
+const WRITE_CONFLICT: i32 = 112;
 /// How long a target that was reached just now may stay away while the lease is taken.
 const TAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How often sessions are kept alive: several times within the shortest time-out that servers are run with.
@@ -67,6 +68,12 @@ pub fn lost(renewed: &Renewed) -> Exit {
     Exit::new(Code::Held, text)
 }
 
+/// Whether the same may succeed when it is tried again: somebody else took a lease at the same moment, or the answer
+/// was lost.
+fn may_pass(error: &Error) -> bool {
+    error.is_unreachable() || error.code() == Some(WRITE_CONFLICT)
+}
+
 /// Takes the lease.
 ///
 /// # Errors
@@ -85,7 +92,7 @@ pub async fn take(
             Ok(Taken::Ours(grant)) => return Ok((*grant, Deadline::granted(asked))),
             Ok(Taken::Held(holder)) => return Err(held(&holder)),
             // Asked again after a lost answer, the lease is found to be held from this very place.
-            Err(error) if error.is_unreachable() && began.elapsed() < TAKE_WITHIN => {
+            Err(error) if may_pass(&error) && began.elapsed() < TAKE_WITHIN => {
                 tokio::time::sleep(backoff.next_delay()).await;
             }
             Err(error) => return Err(Exit::at_start(&error)),
