@@ -267,7 +267,7 @@ async fn a_second_daemon() {
 async fn lease(target: &ReplicaSet) -> (String, i64) {
     let leases = target.client().database("snapsync").collection::<Document>("lease");
     let lease = leases.find_one(doc! {}).await.unwrap().expect("a lease");
-    let owner = lease.get_str("instance").unwrap().to_owned();
+    let owner = lease.get_str("_id").unwrap().to_owned();
     (owner, lease.get_i64("generation").unwrap())
 }
 
