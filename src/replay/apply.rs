@@ -277,13 +277,26 @@ impl Applier {
             let removal = run.first().is_some_and(Change::is_removal);
             for piece in chunks(run, Change::bytes) {
                 if removal {
-                    remove_all(&self.writers, place, piece, stop).await?;
+                    let removed = remove_all(&self.writers, place, piece, stop).await;
+                    removed.map_err(|stopped| stopped.map(|error| not_removed(uuid, error)))?;
                 } else {
                     conflicts.extend(put_all(&self.writers, uuid, place, piece, stop).await?);
                 }
             }
         }
         Ok(conflicts)
+    }
+}
+
+/// Servers before 5.0 remove nothing from a capped collection, so that documents cannot be put in their order again after
+/// a kill: a new copy does that.
+fn not_removed(uuid: Uuid, error: ApplyError) -> ApplyError {
+    const ILLEGAL_OPERATION: i32 = 20;
+    match error {
+        ApplyError::Call(error) if error.code() == Some(ILLEGAL_OPERATION) => {
+            ApplyError::Diverged { collections: vec![uuid], what: error.to_string() }
+        }
+        error => error,
     }
 }
 

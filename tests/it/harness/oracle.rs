@@ -30,8 +30,8 @@ pub async fn assert_equal(source: &ReplicaSet, target: &ReplicaSet) {
     }
 }
 
-/// Waits until the daemon is live and has applied everything the source has committed by now. The source must be
-/// quiet from here on, else the two differ again by the time they are compared.
+/// Waits until the daemon is live, copies nothing again, and has applied everything the source has committed by now.
+/// The source must be quiet from here on, else the two differ again by the time they are compared.
 ///
 /// # Panics
 /// If the daemon halts, or does not come so far.
@@ -39,7 +39,8 @@ pub async fn quiesce(daemon: &mut Daemon, source: &ReplicaSet) {
     let newest = source.majority_ts().await;
     let description = format!("live at {}:{}", newest.time, newest.increment);
     let reached = |status: &serde_json::Value| {
-        status["state"] == "halted" || (status["state"] == "live" && resume_point(status) >= newest)
+        let follows = status["state"] == "live" && status["copying"] == serde_json::json!([]);
+        status["state"] == "halted" || (follows && resume_point(status) >= newest)
     };
     let status = daemon.wait_status(&description, Duration::from_secs(90), reached).await;
     assert_ne!(status["state"], "halted", "{}", status["reason"]);
