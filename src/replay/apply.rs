@@ -288,8 +288,8 @@ impl Applier {
     }
 }
 
-/// Servers before 5.0 remove nothing from a capped collection, so that documents cannot be put in their order again after
-/// a kill: a new copy does that.
+/// Servers before 5.0 remove nothing from a capped collection, so that documents cannot be put in their order again
+/// after a kill: a new copy does that.
 fn not_removed(uuid: Uuid, error: ApplyError) -> ApplyError {
     const ILLEGAL_OPERATION: i32 = 20;
     match error {
