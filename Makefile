@@ -36,7 +36,7 @@ soak: mongod
 
 # DEMO_DOCUMENTS (200000) and DEMO_SECONDS (30) say how much and how long.
 demo: mongod
-	cargo build --locked --profile $(PROFILE) --bin snapsync
+	cargo build --locked --profile $(PROFILE) --bin snapsync --example demo
 	@cargo run --locked --quiet --profile $(PROFILE) --example demo
 
 # What and how much is measured: docs/benchmarks.md. An hour or more at full size, alone on the machine.

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bson::Uuid;
+use tokio::task::JoinHandle;
 
 use super::context::{Context, Interrupted};
 use super::divergence::desk::Cut;
 use super::divergence::lists::{self, Differences};
 use super::feed::Feed;
-use super::resync::{Outcome, Resync, give_up, kept};
+use super::resync::{Outcome, Resync, ended, give_up, kept};
 use super::track::Track;
 use crate::config::OnDivergence;
 use crate::mongo::Hello;
@@ -26,7 +27,16 @@ const NAMED_MAX: usize = 5;
 pub(super) struct Mending {
     resync: Resync,
     taken_up: bool,
+    glance: Option<Glance>,
     looked: Option<Instant>,
+}
+
+/// A comparison of the lists that goes on beside the replay. A definition may be under way meanwhile: a difference is
+/// only a reason to look again when the replay stands at a window end.
+#[derive(Debug)]
+struct Glance {
+    task: JoinHandle<Result<Differences, Interrupted>>,
+    stop: Stop,
 }
 
 impl Mending {
@@ -42,9 +52,8 @@ impl Mending {
         stop: &Stop,
     ) -> Result<(), Interrupted> {
         let mut found = main.desk.take_found();
-        if self.is_due(main) {
+        if self.glance(main, stop).await? {
             found.append(&mut self.look(main, stop).await?);
-            kept::expire(main, stop).await?;
         }
         if !found.is_empty() {
             hold(main, found)?;
@@ -55,7 +64,7 @@ impl Mending {
                 self.taken_up = true;
                 self.resync.take_up(main, reader, stop)?;
             }
-            let at = track.resume().applied;
+            let at = track.resume();
             if self.resync.at_window_end(main, at, reader, stop).await? == Outcome::Changed {
                 track.set_scope(main.catalogue.read().scope());
             }
@@ -66,13 +75,24 @@ impl Mending {
         Ok(())
     }
 
-    fn is_due(&mut self, main: &Context) -> bool {
+    /// Whether a look is worth its while: every `delta.interval` the lists are compared without holding the replay.
+    async fn glance(&mut self, main: &Context, stop: &Stop) -> Result<bool, Interrupted> {
+        if let Some(glance) = self.glance.take_if(|glance| glance.task.is_finished()) {
+            return Ok(ended(glance.task.await)? != Differences::default());
+        }
         let interval = main.tuning.get().delta_interval;
-        if self.looked.is_some_and(|looked| looked.elapsed() < interval) {
-            return false;
+        if self.glance.is_some() || self.looked.is_some_and(|looked| looked.elapsed() < interval) {
+            return Ok(false);
         }
         self.looked = Some(Instant::now());
-        true
+        kept::expire(main, stop).await?;
+        let (context, stop) = (main.clone(), stop.child());
+        let compare = {
+            let stop = stop.clone();
+            async move { lists::compare(&context, &stop).await }
+        };
+        self.glance = Some(Glance { task: tokio::spawn(compare), stop });
+        Ok(false)
     }
 
     /// Compares the lists. Views are put right at once.
@@ -116,6 +136,11 @@ impl Mending {
 
     /// Ends what goes on beside the replay, and waits for it.
     pub(super) async fn stop(&mut self) {
+        if let Some(glance) = self.glance.take() {
+            glance.stop.request();
+            // It only reads.
+            let _ended = glance.task.await;
+        }
         self.resync.stop().await;
     }
 

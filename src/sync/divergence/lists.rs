@@ -1,5 +1,5 @@
-//! The target's lists against the replayed catalogue. Taken at a window end, so that no definition of ours is under
-//! way: whatever differs was changed by somebody else.
+//! The target's lists against the replayed catalogue. Taken at a window end, when no definition of ours is under way,
+//! whatever differs was changed by somebody else; taken while the replay goes on, it may be ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ pub struct Displaced {
     pub now: Option<Namespace>,
 }
 
-/// Compares. The replay stands at a window end meanwhile.
+/// Compares.
 ///
 /// # Errors
 /// [`Interrupted`].

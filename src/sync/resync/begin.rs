@@ -23,11 +23,20 @@ use crate::telemetry::events;
 /// Bytes that stay free on the target's disk.
 const SPARE_BYTES: u64 = 512 * 1024 * 1024;
 
-/// Begins a run of everything that waits. False if the source lists none of it.
+/// What a run is to copy, and from which moment on.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    catalogue: Catalogue,
+    resume: ResumePoint,
+}
+
+/// Prepares a run of everything that waits; `None` if the source lists none of it. The main replay goes on meanwhile:
+/// a definition that it carries out is replayed by the run as well, as one that comes during the copy.
 ///
 /// # Errors
 /// [`Interrupted`]: too little room, or too often.
-pub(super) async fn begin(main: &Context, stop: &Stop) -> Result<bool, Interrupted> {
+pub(super) async fn prepare(main: Context, stop: Stop) -> Result<Option<Prepared>, Interrupted> {
+    let (main, stop) = (&main, &stop);
     let waiting = waiting(main);
     let source = &main.source;
     let selection = &main.config.sync.selection;
@@ -36,7 +45,7 @@ pub(super) async fn begin(main: &Context, stop: &Stop) -> Result<bool, Interrupt
     let list = || catalog::read_some(source, main.source_version, selection, &waiting);
     let mut catalogue = until_reached(source.side, stop, list).await?;
     if catalogue.collections.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
     catalogue.collections.values_mut().for_each(stage);
     check_recurrence(main, &catalogue)?;
@@ -46,8 +55,7 @@ pub(super) async fn begin(main: &Context, stop: &Stop) -> Result<bool, Interrupt
         wall_ms: start.wall_ms,
         read_from: start.read_from,
     };
-    note(main, catalogue, resume)?;
-    Ok(true)
+    Ok(Some(Prepared { catalogue, resume }))
 }
 
 /// UUIDs of what waits, with the databases on the source.
@@ -138,7 +146,11 @@ async fn bytes_free(target: &Deployment, database: &str) -> Result<Option<u64>, 
 }
 
 /// Makes the run durable: its own files first, then what the main catalogue says of it.
-fn note(main: &Context, catalogue: Catalogue, resume: ResumePoint) -> Result<(), Interrupted> {
+///
+/// # Errors
+/// The disk.
+pub(super) fn note(main: &Context, prepared: Prepared) -> Result<(), Interrupted> {
+    let Prepared { catalogue, resume } = prepared;
     remove_files(main)?;
     let id = Uuid::new().to_string();
     let run = context_of_run(main)?;

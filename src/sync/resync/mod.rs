@@ -20,8 +20,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
+use self::begin::Prepared;
 use super::context::{Context, Interrupted};
 use super::copying;
 use super::record::RecordStore;
@@ -38,9 +39,19 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The run under way, if there is one.
 #[derive(Debug, Default)]
 pub struct Resync {
+    preparing: Option<Preparing>,
     running: Option<Running>,
     caught_up: Option<CaughtUp>,
     not_before: Option<Instant>,
+}
+
+/// Finding out what a run is to copy.
+#[derive(Debug)]
+struct Preparing {
+    task: JoinHandle<Result<Option<Prepared>, Interrupted>>,
+    /// The run will read nothing before this.
+    keeps: Ts,
+    stop: Stop,
 }
 
 /// The part of a run that goes on beside the main replay.
@@ -210,21 +221,23 @@ impl Resync {
         let read_from = |resume: ResumePoint| resume.read_from.ts;
         let running = self.running.as_ref().map(|running| running.records.get());
         let caught_up = self.caught_up.as_ref().map(|run| run.track.context.records.get());
-        let record = running.or(caught_up);
-        record.and_then(|record| record.resume).map_or(main, |resume| main.min(read_from(resume)))
+        let record = running.or(caught_up).and_then(|record| record.resume);
+        let preparing = self.preparing.as_ref().map(|preparing| preparing.keeps);
+        record.map(read_from).or(preparing).map_or(main, |needed| main.min(needed))
     }
 
-    /// Looks after the run. The main replay stands at a window end meanwhile, `at`.
+    /// Looks after the run. The main replay stands at a window end meanwhile.
     ///
     /// # Errors
     /// [`Interrupted`].
     pub async fn at_window_end(
         &mut self,
         main: &Context,
-        at: OpTime,
+        resume: ResumePoint,
         spool: &SpoolReader,
         stop: &Stop,
     ) -> Result<Outcome, Interrupted> {
+        let (at, keeps) = (resume.applied, resume.read_from.ts);
         if self.running.as_ref().is_some_and(|running| running.task.is_finished()) {
             let joined = self.joined().await;
             self.caught_up = joined.map_err(|interrupted| broken(main, interrupted))?;
@@ -239,33 +252,51 @@ impl Resync {
             }
             return Ok(Outcome::Changed);
         }
-        let idle = self.running.is_none() && self.caught_up.is_none();
-        let due = self.not_before.is_none_or(|at| Instant::now() >= at);
-        if !idle || !due || main.catalogue.read().repair.held.is_empty() {
+        if self.running.is_some() || self.caught_up.is_some() {
             return Ok(Outcome::AsBefore);
         }
-        if begin::begin(main, stop).await? {
+        self.prepare(main, keeps, spool, stop).await
+    }
+
+    /// Begins the next run, if anything waits for one.
+    async fn prepare(
+        &mut self,
+        main: &Context,
+        keeps: Ts,
+        spool: &SpoolReader,
+        stop: &Stop,
+    ) -> Result<Outcome, Interrupted> {
+        if let Some(preparing) = self.preparing.take_if(|preparing| preparing.task.is_finished()) {
+            let Some(prepared) = ended(preparing.task.await)? else {
+                // Not listed on the source: what became of them is about to be replayed.
+                self.not_before = Some(Instant::now() + LOOK_AGAIN);
+                return Ok(Outcome::AsBefore);
+            };
+            begin::note(main, prepared)?;
             self.start(main, spool, stop)?;
             return Ok(Outcome::Changed);
         }
-        // Not listed on the source: what became of them is about to be replayed.
-        self.not_before = Some(Instant::now() + LOOK_AGAIN);
+        let due = self.not_before.is_none_or(|at| Instant::now() >= at);
+        if self.preparing.is_none() && due && !main.catalogue.read().repair.held.is_empty() {
+            let stop = stop.child();
+            let task = tokio::spawn(begin::prepare(main.clone(), stop.clone()));
+            self.preparing = Some(Preparing { task, keeps, stop });
+        }
         Ok(Outcome::AsBefore)
     }
 
     async fn joined(&mut self) -> Result<Option<CaughtUp>, Interrupted> {
         let Some(running) = self.running.take() else { return Ok(None) };
-        match running.task.await {
-            Ok(result) => result.map(Some),
-            Err(panic) => {
-                let text = format!("internal error: {panic}");
-                Err(Interrupted::Exit(Exit::new(Code::Internal, text)))
-            }
-        }
+        ended(running.task.await).map(Some)
     }
 
     /// Ends what goes on beside the main replay, and waits for it: nothing of it lands afterwards.
     pub async fn stop(&mut self) {
+        if let Some(preparing) = self.preparing.take() {
+            preparing.stop.request();
+            // It only reads.
+            let _ended = preparing.task.await;
+        }
         if let Some(running) = self.running.take() {
             running.stop.request();
             // Why it ended does not matter any more: its record says where it goes on.
@@ -273,4 +304,17 @@ impl Resync {
         }
         self.caught_up = None;
     }
+}
+
+/// What a task ended with.
+///
+/// # Errors
+/// Its own, or that it panicked.
+pub(super) fn ended<T>(
+    joined: Result<Result<T, Interrupted>, JoinError>,
+) -> Result<T, Interrupted> {
+    joined.unwrap_or_else(|panic| {
+        let text = format!("internal error: {panic}");
+        Err(Interrupted::Exit(Exit::new(Code::Internal, text)))
+    })
 }

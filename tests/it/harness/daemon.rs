@@ -14,6 +14,8 @@ use super::replica_set::ReplicaSet;
 
 /// How often the daemon is asked while a test waits for it.
 const POLL: Duration = Duration::from_millis(30);
+/// For a line of the log: long enough for a machine that is busy with other tests.
+const LOG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the daemon is started with: two connection strings, and whatever a test adds.
 #[derive(Debug, Clone)]
@@ -238,15 +240,21 @@ impl Daemon {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
-    /// Waits up to 30 s for a line that holds `text`, and returns the first.
+    /// Waits for a line that holds `text`, and returns the first.
     pub async fn wait_log(&mut self, text: &str) -> String {
+        self.wait_log_times(text, 1).await.swap_remove(0)
+    }
+
+    /// Waits for so many lines that hold `text`, and returns all there are.
+    pub async fn wait_log_times(&mut self, text: &str, times: usize) -> Vec<String> {
         let started = Instant::now();
         loop {
-            if let Some(line) = self.log_lines(text).into_iter().next() {
-                return line;
+            let lines = self.log_lines(text);
+            if lines.len() >= times {
+                return lines;
             }
-            if started.elapsed() > Duration::from_secs(30) || self.process.ended().is_some() {
-                panic!("no line with {text:?}{}", self.log_tail());
+            if started.elapsed() > LOG_TIMEOUT || self.process.ended().is_some() {
+                panic!("no {times} lines with {text:?}{}", self.log_tail());
             }
             tokio::time::sleep(POLL).await;
         }
