@@ -3,7 +3,7 @@
 # .cache/tools/bin: mongodump and mongorestore, and Percona ClusterSync (pcsm). Needs a Go toolchain.
 #
 # Tools that cannot be had are named, and the others are built all the same; `make bench` goes without them.
-# MONGO_TOOLS_VERSION and PCSM_VERSION choose other versions than the latest.
+# MONGO_TOOLS_VERSION and PCSM_VERSION choose other versions.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,16 +13,19 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$bin"
 missing=""
 
-# build NAME PACKAGE VERSION: the package's program is called otherwise, so it is built alone and renamed.
+# build NAME MODULE VERSION FOLDER: the program in a folder of a module. `go install` would want the list of all
+# versions too, which not every proxy has.
 build() {
-    mkdir -p "$work/$1"
-    if GOBIN="$work/$1" go install "$2@$3" >"$work/$1.log" 2>&1; then
-        mv "$work/$1"/* "$bin/$1"
+    log="$work/$1.log"
+    source=$(cd "$work" && go mod download -json "$2@$3" 2>&1 | tee "$log" | sed -n 's/^\t"Dir": "\(.*\)",*$/\1/p')
+    # The module cache is read-only, and its vendored copies are not complete.
+    if [ -n "$source" ] && cp -R "$source" "$work/$1" && chmod -R u+w "$work/$1" &&
+        (cd "$work/$1" && go build -mod=mod -o "$bin/$1" "./$4") >>"$log" 2>&1; then
         echo "$bin/$1"
     else
         missing="$missing $1"
         echo "$1: not built:" >&2
-        tail -n 5 "$work/$1.log" >&2
+        tail -n 5 "$log" >&2
     fi
 }
 
@@ -30,10 +33,11 @@ if ! command -v go >/dev/null; then
     echo "go is not installed: no tools are built" >&2
     exit 1
 fi
-tools=github.com/mongodb/mongo-tools
-build mongodump "$tools/mongodump/main" "${MONGO_TOOLS_VERSION:-latest}"
-build mongorestore "$tools/mongorestore/main" "${MONGO_TOOLS_VERSION:-latest}"
-build pcsm github.com/percona/percona-clustersync-mongodb "${PCSM_VERSION:-latest}"
+# Of July 2024 (100.10): the newest that the proxy is known to have under a version of its own.
+tools=${MONGO_TOOLS_VERSION:-v0.0.0-20240723193119-837c2bc263f4}
+build mongodump github.com/mongodb/mongo-tools "$tools" mongodump/main
+build mongorestore github.com/mongodb/mongo-tools "$tools" mongorestore/main
+build pcsm github.com/percona/percona-clustersync-mongodb "${PCSM_VERSION:-latest}" .
 if [ -n "$missing" ]; then
     echo "missing:$missing" >&2
     exit 1

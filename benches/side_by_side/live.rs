@@ -1,4 +1,4 @@
-//! Scenarios `lag` and `idle`: what following costs, and how far it is behind.
+//! Scenarios `lag`, `repair` and `idle`: what following costs, and how far it is behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +57,37 @@ pub async fn lag(settings: &Settings) -> Value {
     let equal = Comparison::new(source.client(), target.client()).run().await;
     equal.unwrap_or_else(|difference| panic!("source and target differ:\n{difference}"));
     result.into()
+}
+
+/// A collection is copied again while the others are written to: how far these are behind before and meanwhile.
+pub async fn repair(settings: &Settings) -> Value {
+    let (source, target) = servers(settings).await;
+    data::load(source.client(), settings.documents).await;
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
+    daemon.wait_status("live", TIMEOUT, |status| status["state"] == "live").await;
+    let rate = settings.rates.first().copied().unwrap_or(1000);
+    let writer = Writer::start(source.client(), rate, settings.documents / 5, 1);
+    let before = probe(source.client(), target.client(), settings.seconds).await;
+    let asked = daemon.command(&["resync", "shop.orders", "--yes"]);
+    assert!(asked.status.success(), "{asked:?}");
+    let began = Instant::now();
+    let mut states = Vec::new();
+    let during = probe_while(source.client(), target.client(), async || {
+        let status = daemon.status().await.expect("a status");
+        states.push(status["state"].clone());
+        status["totals"]["resyncs"] == 0 || status["copying"] != json!([])
+    })
+    .await;
+    let seconds = began.elapsed().as_secs_f64();
+    writer.finish().await;
+    quiesce(&mut daemon, &source).await;
+    let equal = Comparison::new(source.client(), target.client()).run().await;
+    equal.unwrap_or_else(|difference| panic!("source and target differ:\n{difference}"));
+    states.dedup();
+    json!({
+        "before the resync": { "delay_ms": delays_of(&before) },
+        "during the resync": { "delay_ms": delays_of(&during), "seconds": seconds, "states": states },
+    })
 }
 
 /// An idle daemon beside an oplog that grows: neither its cost nor its delay may grow with it.
@@ -129,13 +160,22 @@ async fn operations(client: &Client) -> f64 {
     ["insert", "update", "delete"].into_iter().map(count).sum()
 }
 
-/// Writes to the source now and then, and measures how long each write takes to be readable on the target, in ms.
+/// Probes for so many seconds.
 async fn probe(source: &Client, target: &Client, seconds: u64) -> Vec<f64> {
+    let started = Instant::now();
+    probe_while(source, target, async || started.elapsed() < Duration::from_secs(seconds)).await
+}
+
+/// Writes to the source now and then, and measures how long each write takes to be readable on the target, in ms.
+async fn probe_while(
+    source: &Client,
+    target: &Client,
+    mut more: impl AsyncFnMut() -> bool,
+) -> Vec<f64> {
     let written = source.database("probe").collection::<Document>("writes");
     let read = target.database("probe").collection::<Document>("writes");
     let mut delays = Vec::new();
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(seconds) {
+    while more().await {
         let id = bson::oid::ObjectId::new();
         written.insert_one(doc! { "_id": id }).await.expect("a probe");
         let sent = Instant::now();

@@ -59,6 +59,7 @@ async fn main() {
         let result = match scenario {
             "replay" => replay::run(&settings).await,
             "lag" => live::lag(&settings).await,
+            "repair" => live::repair(&settings).await,
             "idle" => live::idle(&settings).await,
             copy => copy::run(&settings, copy).await,
         };

@@ -1,7 +1,8 @@
 //! What is measured, and how much of it: environment variables, so that a small run is quick.
 
 /// The scenarios, in the order in which they run.
-pub const SCENARIOS: [&str; 7] = ["copy", "large", "small", "big", "replay", "lag", "idle"];
+pub const SCENARIOS: [&str; 8] =
+    ["copy", "large", "small", "big", "replay", "lag", "repair", "idle"];
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]
