@@ -3,7 +3,7 @@
 
 use super::context::{Context, Interrupted};
 use super::record::{Record, ReplicaSets};
-use crate::mongo::{Deployment, Side, replica_set_id};
+use crate::mongo::{Deployment, Side, replica_set_identity};
 use crate::retry::until_reached;
 use crate::stop::Stop;
 use crate::target::lease::mirror;
@@ -13,8 +13,9 @@ use crate::target::lease::mirror;
 /// # Errors
 /// [`Interrupted`]; a halt if one of them is not the one.
 pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
-    let ask =
-        async |side: &Deployment| until_reached(side.side, stop, || replica_set_id(side)).await;
+    let ask = async |side: &Deployment| {
+        until_reached(side.side, stop, || replica_set_identity(side)).await
+    };
     let found =
         ReplicaSets { source: ask(&context.source).await?, target: ask(&context.target).await? };
     let record = context.records.get();
@@ -41,19 +42,21 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
 }
 
 fn same_set(side: Side, known: &Option<String>, found: &Option<String>) -> Result<(), Interrupted> {
-    match (known, found) {
-        (Some(known), Some(found)) if known != found => Err(Interrupted::Halt {
-            reason: format!(
-                "the {side} is another replica set than before: its replicaSetId is {found}, and was \
-                 {known}"
-            ),
-            remedy: format!(
-                "let {side}.uri lead to the one that was there, restart, then `snapsync resume`; to \
-                 go on with this one, `snapsync reset` and copy anew"
-            ),
-        }),
-        _ => Ok(()),
+    let (Some(known), Some(found)) = (known, found) else { return Ok(()) };
+    // Of two kinds, where the user's rights have changed, nothing can be said.
+    let kind = |identity: &String| identity.split(' ').next().map(str::to_owned);
+    if known == found || kind(known) != kind(found) {
+        return Ok(());
     }
+    Err(Interrupted::Halt {
+        reason: format!(
+            "the {side} is another replica set than before: it is known by {found}, and was by {known}"
+        ),
+        remedy: format!(
+            "let {side}.uri lead to the one that was there, restart, then `snapsync resume`; to go on \
+             with this one, `snapsync reset` and copy anew"
+        ),
+    })
 }
 
 /// Compares what is mirrored on the target with what is known to have been durable there. Nothing at all may be put up
@@ -117,9 +120,9 @@ mod tests {
 
     #[test]
     fn what_may_not_be_read_is_not_held_against_a_set() {
-        let [a, b] = ["a", "b"].map(|id| Some(id.to_owned()));
+        let [a, b, other] = ["x a", "x b", "y a"].map(|id| Some(id.to_owned()));
         assert!(same_set(Side::Source, &a, &b).is_err());
-        for (known, found) in [(&a, &a), (&None, &a), (&a, &None)] {
+        for (known, found) in [(&a, &a), (&None, &a), (&a, &None), (&a, &other)] {
             assert!(same_set(Side::Source, known, found).is_ok());
         }
     }

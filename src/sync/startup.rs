@@ -24,7 +24,7 @@ use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
 use crate::http::control::Control;
 use crate::http::server::Server;
-use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side, replica_set_id};
+use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side, replica_set_identity};
 use crate::source::catalog;
 use crate::state::Audit;
 use crate::state::{LockError, StateLock};
@@ -132,7 +132,7 @@ async fn prepare(
     show_deployments(&board, &source_facts, &target_facts);
     let at_start = |error: Error| Exit::at_start(&error);
     let opened = async {
-        let source_set = replica_set_id(&source).await.map_err(at_start)?;
+        let source_set = replica_set_identity(&source).await.map_err(at_start)?;
         let sets = ReplicaSets { source: source_set, target: None };
         recovery::open_record(&config, &source, &asking, &sets).await
     };

@@ -6,8 +6,8 @@ use bson::{Document, doc};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Daemon, DaemonOptions, Mongod, Pair, ReplicaSet, Workload, WorkloadOptions, assert_equal,
-    quiesce, wait_for,
+    Daemon, DaemonOptions, Mongod, Pair, ReplicaSet, ReplicaSetOptions, Workload, WorkloadOptions,
+    assert_equal, quiesce, wait_for,
 };
 
 const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
@@ -184,6 +184,37 @@ async fn a_source_that_was_set_back_halts() {
     wait_halted(&mut daemon, "does not hold the entry").await;
     let on_target = target.client().database("shop").collection::<Document>("orders");
     assert_eq!(on_target.count_documents(doc! {}).await.unwrap(), 2, "the target is left as it is");
+}
+
+/// The roles that are documented are enough to know the replica sets again, and to fence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_roles_are_enough_to_know_the_replica_sets() {
+    let with_auth = || ReplicaSetOptions::default().auth("root", "secret");
+    let Pair { source, target } = Pair::with(with_auth(), with_auth()).await;
+    let sides = [
+        (&source, vec!["backup", "readAnyDatabase"]),
+        (&target, vec!["readWriteAnyDatabase", "dbAdminAnyDatabase", "restore"]),
+    ];
+    let mut uris = Vec::new();
+    for (set, roles) in sides {
+        let roles: Vec<Document> =
+            roles.iter().map(|role| doc! {"role": *role, "db": "admin"}).collect();
+        set.admin(doc! {"createUser": "sync", "pwd": "pass", "roles": roles}).await;
+        uris.push(set.uri().replace("root:secret@", "sync:pass@"));
+    }
+    let mut daemon = Daemon::start(DaemonOptions::with_uris(&uris[0], &uris[1]).toml(BRIEF));
+    daemon.wait_state("live").await;
+    wait_mirrored(&target, 1).await;
+    let lease = leases(&target).find_one(doc! {}).await.unwrap().unwrap();
+    let record = lease.get_document("mirror").unwrap().get_str("record").unwrap();
+    let record: Value = serde_json::from_str(record).unwrap();
+    assert!(record["replica_sets"]["source"].is_string(), "{record}");
+    daemon.kill9();
+    daemon.restart();
+    daemon.wait_state("live").await;
+    assert_eq!(daemon.log_lines("fencing off").len(), 1, "{}", daemon.log_tail());
+    daemon.terminate().await;
+    assert!(daemon.command(&["reset", "--yes"]).status.success());
 }
 
 async fn set_back(member: &mut Mongod, backup: &crate::harness::Folder) {
