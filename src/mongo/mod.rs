@@ -20,7 +20,7 @@ pub use error::{Error, Failure, Side, describe, unwanted_reply};
 pub use identity::replica_set_identity;
 pub use listing::Listed;
 pub use probe::strangers;
-pub use relay::ForeignSessions;
+pub use relay::{ForeignSessions, session_id};
 pub use server::{Hello, ServerFacts, Version};
 pub(crate) use session::bson_count;
 pub use session::{Numbered, StatementError, Transaction, WriteReply, WriteSession};

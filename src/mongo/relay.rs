@@ -127,7 +127,7 @@ impl Drop for ForeignSessions {
 }
 
 /// The id inside an `lsid` as the driver makes it.
-pub(super) fn session_id(lsid: &Document) -> Option<Uuid> {
+pub fn session_id(lsid: &Document) -> Option<Uuid> {
     match lsid.get("id") {
         Some(Bson::Binary(id)) if id.subtype == BinarySubtype::Uuid => id.to_uuid().ok(),
         _ => None,

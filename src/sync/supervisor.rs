@@ -218,7 +218,7 @@ async fn after(
 async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
     let phase = context.records.get().phase;
     if !matches!(phase, Phase::Halted { .. })
-        && let Err(interrupted) = identity::verify(context, stop).await
+        && let Err(interrupted) = make_sure(context, stop).await
     {
         return Some(interrupted);
     }
@@ -240,6 +240,13 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
             Err(interrupted) => interrupted,
         }),
     }
+}
+
+/// What has to be certain before anything is written: that both sides are those that they were, and that nothing of an
+/// earlier act, which may have been told to stop while a server did not answer, lands any more.
+async fn make_sure(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    identity::verify(context, stop).await?;
+    Ok(context.definer.clear_cut_short(context.writers.ids(), stop).await?)
 }
 
 /// What has to be in order before the replay goes on.

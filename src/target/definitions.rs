@@ -103,7 +103,7 @@ impl Definer {
     ) -> Result<Document, Stopped<Error>> {
         tracing::debug!("{action}");
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
-        let comment = format!("{} definition {number}", self.app_name);
+        let comment = inflight::definition_comment(&self.app_name, &number.to_string());
         command.insert("comment", &comment);
         command.insert("writeConcern", doc! { "w": "majority" });
         let is_index_build = command.contains_key("createIndexes");
@@ -125,6 +125,19 @@ impl Definer {
                 Err(error) => return Err(Stopped::Failed(error)),
             }
         }
+    }
+
+    /// Kills what of this run is still in flight although nobody waits for it any more; see
+    /// [`inflight::clear_cut_short`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn clear_cut_short(
+        &self,
+        sessions: &[Uuid],
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        inflight::clear_cut_short(&self.deployment, &self.app_name, sessions, stop).await
     }
 
     /// Every collection and view of a database, in order of name.

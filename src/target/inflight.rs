@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Document, Uuid, doc};
 
-use crate::mongo::{Deployment, Error, Failure, cursor_documents, run};
+use crate::mongo::{Deployment, Error, Failure, cursor_documents, run, session_id};
 use crate::retry::{Stopped, until_reached};
 use crate::stop::Stop;
 
@@ -46,6 +46,35 @@ pub async fn clear_earlier_runs(
     .await
 }
 
+/// Kills what this run left in flight when it was told to stop waiting for an answer, and waits until it is gone:
+/// document writes, known by the `sessions` they go in, and definitions, known by their comments. To be called while
+/// nothing else of this run writes in those ways.
+///
+/// # Errors
+/// [`Stopped`]; a server that goes away is waited for.
+pub async fn clear_cut_short(
+    target: &Deployment,
+    app_name: &str,
+    sessions: &[Uuid],
+    stop: &Stop,
+) -> Result<(), Stopped<Error>> {
+    let definition = definition_comment(app_name, "");
+    wait_out(target, stop, |operation| {
+        let session = operation.get_document("lsid").ok().and_then(session_id);
+        let writes = session.is_some_and(|session| sessions.contains(&session));
+        let command = operation.get_document("command");
+        let comment = command.and_then(|command| command.get_str("comment")).unwrap_or_default();
+        writes || (comment.starts_with(&definition) && !is_index_build(operation))
+    })
+    .await
+}
+
+/// What a definition is found again by; `number` tells it apart from others of the run.
+#[must_use]
+pub fn definition_comment(app_name: &str, number: &str) -> String {
+    format!("{app_name} definition {number}")
+}
+
 /// Kills the operation that carries this `comment`, and waits until it is gone.
 ///
 /// # Errors
@@ -83,7 +112,7 @@ async fn wait_out(
         if round.is_multiple_of(50) {
             tracing::info!(
                 operations = left.len(),
-                "waiting for operations of an earlier run to end on the target"
+                "waiting for what was left in flight on the target to end"
             );
         }
         for operation in left {
