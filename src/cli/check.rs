@@ -8,7 +8,7 @@ use crate::catalogue::Catalogue;
 use crate::config::{Config, Inputs, OnExistingData};
 use crate::copy::prepare;
 use crate::exit::{Code, Exit};
-use crate::mongo::{Deployment, Error, ServerFacts, Side};
+use crate::mongo::{Deployment, Error, Side};
 use crate::source::{catalog, scan, tail};
 use crate::sync::preflight::{self, Check, Verdict};
 use crate::sync::{ownership, startup};
@@ -53,11 +53,10 @@ async fn all(config: &Config) -> Result<Vec<Check>, Exit> {
     let at_start = |error: Error| Exit::at_start(&error);
     let source = startup::connect(config, Side::Source, "snapsync check", CONNECTIONS).await?;
     let target = startup::connect(config, Side::Target, "snapsync check", CONNECTIONS).await?;
-    let (mut checks, source_facts, _) =
-        preflight::check(&source, &target, config).await.map_err(at_start)?;
+    let (mut checks, _, _) = preflight::check(&source, &target, config).await.map_err(at_start)?;
     // The rest asks for what the first part found missing.
     if checks.iter().all(|check| check.verdict != Verdict::Fail) {
-        let rest = contents(config, &source, &target, &source_facts).await.map_err(at_start)?;
+        let rest = contents(config, &source, &target).await.map_err(at_start)?;
         checks.extend(rest);
     }
     checks.push(disk(config));
@@ -68,10 +67,9 @@ async fn contents(
     config: &Config,
     source: &Deployment,
     target: &Deployment,
-    source_facts: &ServerFacts,
 ) -> Result<Vec<Check>, Error> {
     let selection = &config.sync.selection;
-    let catalogue = catalog::read(source, source_facts.version, selection).await?;
+    let catalogue = catalog::read(source, selection).await?;
     let bytes = total_bytes(source, &catalogue).await?;
     let window = tail::window_wall_ms(source).await?;
     let nobody = ownership::owner("", &config.state.directory);

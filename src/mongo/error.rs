@@ -177,8 +177,8 @@ pub fn describe(error: &DriverError) -> String {
         ErrorKind::Io(error) => format!("connection lost: {error}"),
         ErrorKind::ConnectionPoolCleared { .. } => "connection lost: the server went away".into(),
         ErrorKind::ServerSelection { message, .. } if is_too_old(message) => {
-            "a server of the deployment is older than MongoDB 4.4, with which snapsync cannot \
-             speak; upgrade it to 4.4 or later"
+            "a server of the deployment is older than MongoDB 4.2, with which snapsync cannot \
+             speak; upgrade it to 4.2 or later"
                 .to_owned()
         }
         ErrorKind::ServerSelection { message, .. } => format!("no suitable server: {message}"),

@@ -94,13 +94,9 @@ pub async fn indexes(
     deployment: &Deployment,
     database: &str,
     uuid: Uuid,
-    shows_builds: bool,
 ) -> Result<Vec<Document>, Error> {
     let action = format!("list the indexes of a collection of {database}");
-    let mut command = doc! { "listIndexes": uuid };
-    if shows_builds {
-        command.insert("includeBuildUUIDs", true);
-    }
+    let command = doc! { "listIndexes": uuid, "includeBuildUUIDs": true };
     let documents = cursor_documents(deployment, database, &action, command).await?;
     let parsed = documents.iter().map(|document| Document::try_from(document.as_ref()));
     let indexes: Result<Vec<Document>, _> = parsed.collect();

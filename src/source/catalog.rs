@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bson::{Document, Uuid, doc};
 
 use crate::catalogue::{Catalogue, Collection, Spec, View};
-use crate::mongo::{Deployment, Error, Listed, Version, listing};
+use crate::mongo::{Deployment, Error, Listed, listing};
 use crate::namespace::Namespace;
 use crate::selection::Selection;
 
@@ -15,11 +15,7 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 ///
 /// # Errors
 /// A call failed.
-pub async fn read(
-    source: &Deployment,
-    version: Version,
-    selection: &Selection,
-) -> Result<Catalogue, Error> {
+pub async fn read(source: &Deployment, selection: &Selection) -> Result<Catalogue, Error> {
     let mut catalogue = Catalogue::default();
     for database in listing::databases(source).await? {
         let listed = match listing::collections(source, &database).await {
@@ -28,7 +24,7 @@ pub async fn read(
             listed => listed?,
         };
         for entry in listed.into_iter().filter(|entry| selection.includes(&entry.namespace)) {
-            add(source, version, selection, entry, &mut catalogue).await?;
+            add(source, selection, entry, &mut catalogue).await?;
         }
     }
     Ok(catalogue)
@@ -40,7 +36,6 @@ pub async fn read(
 /// A call failed.
 pub async fn read_some(
     source: &Deployment,
-    version: Version,
     selection: &Selection,
     wanted: &BTreeMap<Uuid, String>,
 ) -> Result<Catalogue, Error> {
@@ -53,7 +48,7 @@ pub async fn read_some(
                 && selection.includes(&entry.namespace)
         });
         for entry in wanted {
-            add(source, version, selection, entry, &mut catalogue).await?;
+            add(source, selection, entry, &mut catalogue).await?;
         }
     }
     Ok(catalogue)
@@ -61,7 +56,6 @@ pub async fn read_some(
 
 async fn add(
     source: &Deployment,
-    version: Version,
     selection: &Selection,
     entry: Listed,
     catalogue: &mut Catalogue,
@@ -79,7 +73,7 @@ async fn add(
             catalogue.view_stores.insert(target.database);
         }
         (_, Some(uuid)) => {
-            let Some(indexes) = indexes(source, version, &entry.namespace, uuid).await? else {
+            let Some(indexes) = indexes(source, &entry.namespace, uuid).await? else {
                 return Ok(());
             };
             let collection = Collection {
@@ -103,13 +97,10 @@ async fn add(
 /// Specifications by name, without `_id`; `None` if the collection is gone.
 async fn indexes(
     source: &Deployment,
-    version: Version,
     namespace: &Namespace,
     uuid: Uuid,
 ) -> Result<Option<BTreeMap<String, Spec>>, Error> {
-    // includeBuildUUIDs came with 4.4.
-    let shows_builds = version >= Version(4, 4, 0);
-    match listing::indexes(source, &namespace.database, uuid, shows_builds).await {
+    match listing::indexes(source, &namespace.database, uuid).await {
         Ok(indexes) => Ok(Some(secondary(indexes))),
         Err(error) if error.code() == Some(NAMESPACE_NOT_FOUND) => Ok(None),
         Err(error) => Err(error),

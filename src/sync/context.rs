@@ -15,7 +15,7 @@ use bson::Uuid;
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};
-use crate::mongo::{Deployment, Version};
+use crate::mongo::Deployment;
 use crate::retry::Stopped;
 use crate::state::StateError;
 use crate::state::catalogue::CatalogueStore;
@@ -115,8 +115,6 @@ pub struct Context {
     pub tuning: InForce,
     /// Read from.
     pub source: Deployment,
-    /// Version of the source.
-    pub source_version: Version,
     /// Written to, by connections that carry this run's name.
     pub target: Deployment,
     /// Definitions on the target.

@@ -45,7 +45,7 @@ pub async fn begin(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let selection = &context.config.sync.selection;
     // The moment first, then the listing: whatever changes in between is told by the oplog.
     let start = until_reached(source.side, stop, || start::choose(source)).await?;
-    let list = || catalog::read(source, context.source_version, selection);
+    let list = || catalog::read(source, selection);
     let catalogue = until_reached(source.side, stop, list).await?;
     let names: Vec<Namespace> =
         catalogue.collections.values().map(|collection| collection.source.clone()).collect();

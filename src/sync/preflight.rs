@@ -40,7 +40,11 @@ impl Check {
     }
 }
 
-const OLDEST: Version = Version(4, 4, 0);
+/// The oldest server that can be followed.
+const OLDEST_SOURCE: Version = Version(4, 2, 0);
+/// The oldest server that can be written to: those before it take no comment with a definition, by which one whose
+/// answer was lost is found again.
+const OLDEST_TARGET: Version = Version(4, 4, 0);
 /// From here on untested: accepted with a warning.
 const UNTESTED: Version = Version(6, 1, 0);
 
@@ -108,8 +112,13 @@ fn topology(side: Side, facts: &ServerFacts) -> Check {
 
 fn version(side: Side, version: Version) -> Check {
     let name = format!("{side} version");
-    if version < OLDEST {
-        let text = format!("MongoDB {version} is too old: {OLDEST} or later is needed");
+    let oldest = match side {
+        Side::Source => OLDEST_SOURCE,
+        Side::Target => OLDEST_TARGET,
+    };
+    if version < oldest {
+        let text =
+            format!("MongoDB {version} is too old for a {side}: {oldest} or later is needed");
         Check::new(name, Verdict::Fail, text)
     } else if version >= UNTESTED {
         let text = format!("MongoDB {version} has not been tested with this version of snapsync");
@@ -306,7 +315,10 @@ mod tests {
 
     #[test]
     fn old_and_untested_versions_are_told_apart() {
-        assert_eq!(version(Side::Source, Version(4, 2, 24)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(4, 0, 28)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Source, Version(4, 2, 0)).verdict, Verdict::Pass);
+        assert_eq!(version(Side::Target, Version(4, 2, 24)).verdict, Verdict::Fail);
+        assert_eq!(version(Side::Target, Version(4, 4, 0)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(4, 4, 0)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(6, 0, 27)).verdict, Verdict::Pass);
         assert_eq!(version(Side::Source, Version(7, 0, 0)).verdict, Verdict::Warn);

@@ -40,7 +40,7 @@ pub(super) async fn take_over(context: &Context, stop: &Stop) -> Result<(), Inte
         return Ok(());
     }
     let source = &context.source;
-    let list = || catalog::read(source, context.source_version, selection);
+    let list = || catalog::read(source, selection);
     let listed = until_reached(source.side, stop, list).await?;
     let added = added(&context.catalogue.read(), listed);
     refuse_existing(context, &added, stop).await?;

@@ -140,7 +140,7 @@ async fn prepare(
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = ownership::owner(&record.instance, &directory);
-    let looking = refuse_early(&config, &source, &asking, &source_facts, &record, &owner);
+    let looking = refuse_early(&config, &source, &asking, &record, &owner);
     reading(stop, looking).await?;
     let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
     if let Some(by) = grant.taken_by.as_deref() {
@@ -166,7 +166,6 @@ async fn prepare(
     let context = Context {
         definer: Definer::new(target.clone(), target_facts.version, name, deadline),
         writers,
-        source_version: source_facts.version,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
         settled: Arc::default(),
@@ -287,7 +286,6 @@ async fn refuse_early(
     config: &Config,
     source: &Deployment,
     target: &Deployment,
-    source_facts: &ServerFacts,
     record: &Record,
     owner: &Owner,
 ) -> Result<(), Exit> {
@@ -302,8 +300,7 @@ async fn refuse_early(
         return Ok(());
     }
     let selection = &config.sync.selection;
-    let catalogue =
-        catalog::read(source, source_facts.version, selection).await.map_err(at_start)?;
+    let catalogue = catalog::read(source, selection).await.map_err(at_start)?;
     let collections = catalogue.collections.values().map(|found| found.target.clone());
     let views = catalogue.views.values().map(|view| view.target.clone());
     let mapped = collections.chain(views).collect();

@@ -37,7 +37,7 @@ async fn copier(pair: &Pair, folder: &std::path::Path) -> Copier {
     let catalogue = CatalogueStore::open(folder.join("catalogue.json")).unwrap();
     if catalogue.read().collections.is_empty() {
         let everything = Selection::new(&["*".to_owned()], &[], &[]).unwrap();
-        let found = catalog::read(&source, version, &everything).await.unwrap();
+        let found = catalog::read(&source, &everything).await.unwrap();
         catalogue.change(|stored| *stored = found);
     }
     let deadline = lasting();

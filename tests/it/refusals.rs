@@ -101,6 +101,15 @@ async fn deployments_of_the_wrong_kind() {
     let as_target = DaemonOptions::with_uris(&source.uri(), &mongos.uri());
     refused(as_target, 78, &["the target is a mongos", mend]).await;
 
+    let old = FakeMongos::of_4_0();
+    let too_old = "older than MongoDB 4.2";
+    let (as_source, as_target) = (
+        DaemonOptions::with_uris(&old.uri(), &target.uri()),
+        DaemonOptions::with_uris(&source.uri(), &old.uri()),
+    );
+    let says = [["source: ", too_old], ["target: ", too_old]];
+    tokio::join!(refused(as_source, 78, &says[0]), refused(as_target, 78, &says[1]));
+
     // With a replicaSet in the URI the driver does not even look at them, nor at a set of another name.
     let in_a_set = |uri: &str, set: &str| format!("{uri}?replicaSet={set}");
     let alone = in_a_set(&format!("{plain}/"), "rs7");

@@ -42,7 +42,7 @@ pub(super) async fn prepare(main: Context, stop: Stop) -> Result<Option<Prepared
     let selection = &main.config.sync.selection;
     // The moment first, then the listing: whatever changes in between is told by the oplog.
     let start = until_reached(source.side, stop, || start::choose(source)).await?;
-    let list = || catalog::read_some(source, main.source_version, selection, &waiting);
+    let list = || catalog::read_some(source, selection, &waiting);
     let mut catalogue = until_reached(source.side, stop, list).await?;
     if catalogue.collections.is_empty() {
         return Ok(None);

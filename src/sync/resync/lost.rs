@@ -32,7 +32,7 @@ pub async fn everything_again(
     let source = &main.source;
     let selection = &main.config.sync.selection;
     let start = until_reached(source.side, stop, || start::choose(source)).await?;
-    let list = || catalog::read(source, main.source_version, selection);
+    let list = || catalog::read(source, selection);
     let listed = until_reached(source.side, stop, list).await?;
     let views = listed.views.clone();
     let gone: Vec<Namespace> = {

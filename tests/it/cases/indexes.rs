@@ -148,12 +148,28 @@ fn changes() -> Vec<Scenario> {
                 insert("a", vec![doc! {"_id": "bad", "n": "no number"}]),
                 modify("a", doc! {"validator": {}, "validationLevel": "off"}),
                 update("a", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
-                by_name("plain", doc! {"hidden": true}),
-                by_name("hidden", doc! {"hidden": false}),
                 by_name("ttl", doc! {"expireAfterSeconds": 10}),
-                modify("a", doc! {"index": {"keyPattern": {"s": 1}, "hidden": true}}),
                 by_name("ttl_of_long", doc! {"expireAfterSeconds": 20}),
                 modify("a", doc! {}),
+            ],
+        ),
+        scenario(
+            "changed_hidden",
+            vec![
+                fill("a"),
+                indexes(
+                    "a",
+                    vec![
+                        index("plain", doc! {"n": 1}, doc! {}),
+                        index("sparse", doc! {"s": 1}, doc! {"sparse": true}),
+                        index("hidden", doc! {"hid": 1}, doc! {"hidden": true}),
+                    ],
+                ),
+            ],
+            vec![
+                by_name("plain", doc! {"hidden": true}),
+                by_name("hidden", doc! {"hidden": false}),
+                modify("a", doc! {"index": {"keyPattern": {"s": 1}, "hidden": true}}),
             ],
         ),
         scenario(

@@ -133,6 +133,11 @@ async fn logged_updates_of(version: &'static str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oplog_of_4_2_leads_to_what_4_2_holds() {
+    assert!(logged_updates_of("4.2.6").await > 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oplog_of_4_4_leads_to_what_4_4_holds() {
     assert!(logged_updates_of("4.4.2").await > 100);
 }

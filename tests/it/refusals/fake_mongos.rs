@@ -1,4 +1,5 @@
-//! A server that answers as a mongos does, as far as a driver and snapsync ask before they turn away.
+//! A server that answers as a mongos does, or as one of MongoDB 4.0, as far as a driver and snapsync ask before they turn
+//! away.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,12 +20,23 @@ pub struct FakeMongos {
 impl FakeMongos {
     /// Starts it.
     pub fn start() -> Self {
+        Self::with(doc! {"msg": "isdbgrid", "maxWireVersion": 17})
+    }
+
+    /// One that is no mongos but a standalone server of MongoDB 4.0.
+    pub fn of_4_0() -> Self {
+        Self::with(doc! {"maxWireVersion": 7})
+    }
+
+    /// With this in its answer to `hello`.
+    fn with(hello: Document) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is no news.
-                std::thread::spawn(move || drop(serve(stream)));
+                let hello = hello.clone();
+                std::thread::spawn(move || drop(serve(stream, &hello)));
             }
         });
         Self { port }
@@ -36,7 +48,7 @@ impl FakeMongos {
     }
 }
 
-fn serve(mut stream: TcpStream) -> io::Result<()> {
+fn serve(mut stream: TcpStream, hello: &Document) -> io::Result<()> {
     loop {
         let mut header = [0; HEADER_BYTES];
         stream.read_exact(&mut header)?;
@@ -54,7 +66,7 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
         let at = if op == OP_MSG { 5 } else { query_at(&body) };
         let command: Document =
             bson::deserialize_from_slice(&body[at..document_end(&body, at)]).expect("a command");
-        let reply = bson::serialize_to_vec(&answer(&command)).expect("BSON");
+        let reply = bson::serialize_to_vec(&answer(&command, hello)).expect("BSON");
         let length = i32::try_from(HEADER_BYTES + begin.len() + reply.len()).unwrap();
         let mut message = Vec::new();
         for number in [length, 0, field(4), op] {
@@ -77,15 +89,19 @@ fn document_end(body: &[u8], at: usize) -> usize {
     at + usize::try_from(length).unwrap()
 }
 
-fn answer(command: &Document) -> Document {
+fn answer(command: &Document, hello: &Document) -> Document {
     let name = command.keys().next().expect("a command has a name");
     match name.to_ascii_lowercase().as_str() {
-        "hello" | "ismaster" => doc! {
-            "ismaster": true, "isWritablePrimary": true, "helloOk": true, "msg": "isdbgrid",
-            "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000,
-            "localTime": bson::DateTime::now(), "logicalSessionTimeoutMinutes": 30, "connectionId": 1,
-            "minWireVersion": 0, "maxWireVersion": 17, "ok": 1.0,
-        },
+        "hello" | "ismaster" => {
+            let mut reply = doc! {
+                "ismaster": true, "isWritablePrimary": true, "helloOk": true, "maxBsonObjectSize": 16_777_216,
+                "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000,
+                "localTime": bson::DateTime::now(), "logicalSessionTimeoutMinutes": 30, "connectionId": 1,
+                "minWireVersion": 0, "ok": 1.0,
+            };
+            reply.extend(hello.clone());
+            reply
+        }
         "buildinfo" => doc! { "version": "6.0.5", "versionArray": [6, 0, 5, 0], "ok": 1.0 },
         "ping" | "endsessions" => doc! { "ok": 1.0 },
         _ => doc! {
