@@ -3,7 +3,8 @@
 use bson::RawDocument;
 use bson::spec::ElementType;
 
-use super::element::{self, Elements, Value};
+use super::diff::DEPTH_MAX;
+use super::element::{self, Element, Elements, Value};
 use crate::position::Ts;
 
 /// Why a plain write would change a document, or be refused.
@@ -59,6 +60,27 @@ pub fn has_duplicate_names(document: &RawDocument) -> bool {
         }
     }
     false
+}
+
+/// Whether the document is nested no deeper than any server stores (200 levels; some more for what stands around it),
+/// so that it can be read by recursion. False for a malformed document too.
+#[must_use]
+pub fn is_shallow(document: &RawDocument) -> bool {
+    let mut open = vec![(document, 0)];
+    while let Some((document, depth)) = open.pop() {
+        for element in Elements::new(document) {
+            let Ok(Element { value, .. }) = element else { return false };
+            let scope = || value.as_code_with_scope().map(|(_, scope)| scope);
+            let nested = value.as_document().or_else(|| value.as_array()).or_else(scope);
+            if let Some(nested) = nested {
+                if depth == DEPTH_MAX {
+                    return false;
+                }
+                open.push((nested, depth + 1));
+            }
+        }
+    }
+    true
 }
 
 /// Sorts `names` if there are many.
@@ -118,6 +140,10 @@ mod tests {
             document = rawdoc! { "a": document };
         }
         assert!(has_duplicate_names(&document));
+        assert!(!is_shallow(&document));
+        let scoped = |scope| bson::RawJavaScriptCodeWithScope { code: String::new(), scope };
+        assert!(is_shallow(&rawdoc! { "a": [{ "b": scoped(rawdoc! { "c": 1 }) }, 2] }));
+        assert!(!is_shallow(&rawdoc! { "a": scoped(document) }));
     }
 
     proptest! {

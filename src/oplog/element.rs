@@ -61,6 +61,17 @@ impl<'a> Value<'a> {
         self.framed(ElementType::Array)
     }
 
+    /// The code (a string with its length) and the scope, if this is code with a scope. A total length comes first.
+    #[must_use]
+    pub fn as_code_with_scope(self) -> Option<(&'a [u8], &'a RawDocument)> {
+        if self.kind != ElementType::JavaScriptCodeWithScope {
+            return None;
+        }
+        let body = self.bytes.get(4..)?;
+        let (code, scope) = body.split_at_checked(length(body)? + 4)?;
+        Some((code, RawDocument::from_bytes(scope).ok()?))
+    }
+
     fn framed(self, kind: ElementType) -> Option<&'a RawDocument> {
         if self.kind == kind { RawDocument::from_bytes(self.bytes).ok() } else { None }
     }

@@ -144,14 +144,11 @@ fn push_document(
     Some(())
 }
 
-/// Code with scope: total length, the code as a string, and the scope, which is compared as a document.
+/// The code as a string, and the scope, which is compared as a document.
 fn push_code(value: Value<'_>, depth: usize, out: &mut Vec<u8>) -> Option<()> {
-    let body = value.bytes().get(4..)?;
-    let (prefix, _) = body.split_at_checked(4)?;
-    let len = usize::try_from(i32::from_le_bytes(prefix.try_into().ok()?)).ok()?;
-    let (code, scope) = body.split_at_checked(4 + len)?;
+    let (code, scope) = value.as_code_with_scope()?;
     push_bytes(ElementType::JavaScriptCodeWithScope, code, out);
-    push_document(RawDocument::from_bytes(scope).ok()?, true, depth, out)
+    push_document(scope, true, depth, out)
 }
 
 fn push_number(number: Number, out: &mut Vec<u8>) {

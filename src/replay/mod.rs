@@ -6,6 +6,8 @@ pub mod apply;
 pub mod changes;
 mod chunk;
 mod conflicts;
+#[cfg(test)]
+mod damage;
 pub mod define;
 #[cfg(test)]
 mod model;

@@ -13,6 +13,7 @@ use super::scope::Scope;
 use crate::namespace::Namespace;
 use crate::oplog::command::Ddl;
 use crate::oplog::diff::DiffError;
+use crate::oplog::document;
 use crate::oplog::element::Value;
 use crate::oplog::entry::DecodeError;
 use crate::oplog::entry::{Kind, Operation};
@@ -371,6 +372,12 @@ fn definitions(
 
 /// A definition as a document: definitions are small and hold no user data.
 fn control(raw: &RawDocument, operation: &Operation<'_>) -> Result<Document, PlanError> {
+    if !document::is_shallow(raw) {
+        return Err(unsupported(
+            "a definition that is nested deeper than servers store",
+            operation,
+        ));
+    }
     Document::try_from(raw)
         .map_err(|_| unsupported("a definition that is not valid BSON", operation))
 }
