@@ -8,10 +8,10 @@ use crate::catalogue::Catalogue;
 use crate::config::{Config, Inputs, OnExistingData};
 use crate::copy::prepare;
 use crate::exit::{Code, Exit};
-use crate::mongo::{Deployment, Error, Side};
+use crate::mongo::{Deployment, Error, Failure, Side, Version, listing};
 use crate::source::{catalog, scan, tail};
 use crate::sync::preflight::{self, Check, Verdict};
-use crate::sync::{ownership, startup};
+use crate::sync::{carried, ownership, startup};
 use crate::target::lease::taking;
 
 /// Bytes a second that a copy is reckoned with, on the safe side of what two cores do.
@@ -53,10 +53,12 @@ async fn all(config: &Config) -> Result<Vec<Check>, Exit> {
     let at_start = |error: Error| Exit::at_start(&error);
     let source = startup::connect(config, Side::Source, "snapsync check", CONNECTIONS).await?;
     let target = startup::connect(config, Side::Target, "snapsync check", CONNECTIONS).await?;
-    let (mut checks, _, _) = preflight::check(&source, &target, config).await.map_err(at_start)?;
+    let (mut checks, _, target_facts) =
+        preflight::check(&source, &target, config).await.map_err(at_start)?;
     // The rest asks for what the first part found missing.
     if checks.iter().all(|check| check.verdict != Verdict::Fail) {
-        let rest = contents(config, &source, &target).await.map_err(at_start)?;
+        let rest =
+            contents(config, &source, &target, target_facts.version).await.map_err(at_start)?;
         checks.extend(rest);
     }
     checks.push(disk(config));
@@ -67,6 +69,7 @@ async fn contents(
     config: &Config,
     source: &Deployment,
     target: &Deployment,
+    target_version: Version,
 ) -> Result<Vec<Check>, Error> {
     let selection = &config.sync.selection;
     let catalogue = catalog::read(source, selection).await?;
@@ -78,7 +81,9 @@ async fn contents(
     let views = catalogue.views.values().map(|view| view.target.clone());
     let mapped = collections.chain(views).collect();
     let existing = prepare::existing(target, selection, &mapped).await?;
-    Ok(vec![
+    let mut checks = carried::check(&catalogue, target_version);
+    checks.extend(never_copied(source).await?);
+    checks.extend([
         oplog_window(bytes, window),
         match holder {
             Some(holder) => {
@@ -88,7 +93,23 @@ async fn contents(
             None => Check::new("lease", Verdict::Pass, "free"),
         },
         target_data(config, &existing),
-    ])
+    ]);
+    Ok(checks)
+}
+
+/// Applications' own collections in `admin`, which nobody may expect to find on the target.
+async fn never_copied(source: &Deployment) -> Result<Option<Check>, Error> {
+    let listed = match listing::collections(source, "admin").await {
+        Err(error) if error.failure == Failure::Privilege => return Ok(None),
+        listed => listed?,
+    };
+    let names = listed.iter().map(|found| &found.namespace);
+    let names = names.filter(|name| !name.collection.starts_with("system."));
+    let names: Vec<String> = names.map(ToString::to_string).collect();
+    Ok((!names.is_empty()).then(|| {
+        let text = format!("the database admin is never copied; it holds {}", names.join(", "));
+        Check::new("never copied", Verdict::Warn, text)
+    }))
 }
 
 async fn total_bytes(source: &Deployment, catalogue: &Catalogue) -> Result<u64, Error> {

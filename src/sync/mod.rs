@@ -1,6 +1,7 @@
 //! The conductor: [`supervisor`] owns the life of the daemon, [`phase`] says what may follow what, and the others are
 //! its acts: [`preflight`], [`copying`], [`following`], with [`deltas`] and [`watch`] beside them.
 
+pub mod carried;
 mod commands;
 pub mod context;
 pub mod copying;

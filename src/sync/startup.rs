@@ -18,13 +18,15 @@ use super::record::{Record, RecordStore, ReplicaSets};
 use super::standing::Standing;
 use super::tuning::{InForce, Tuning};
 use super::watch;
-use super::{copying, ownership, recovery};
+use super::{carried, copying, ownership, recovery};
 use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
 use crate::http::control::Control;
 use crate::http::server::Server;
-use crate::mongo::{Deployment, Error, PoolOptions, ServerFacts, Side, replica_set_identity};
+use crate::mongo::{
+    Deployment, Error, PoolOptions, ServerFacts, Side, Version, replica_set_identity,
+};
 use crate::source::catalog;
 use crate::state::Audit;
 use crate::state::{LockError, StateLock};
@@ -140,7 +142,7 @@ async fn prepare(
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = ownership::owner(&record.instance, &directory);
-    let looking = refuse_early(&config, &source, &asking, &record, &owner);
+    let looking = refuse_early(&config, &source, &asking, target_facts.version, &record, &owner);
     reading(stop, looking).await?;
     let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
     if let Some(by) = grant.taken_by.as_deref() {
@@ -286,6 +288,7 @@ async fn refuse_early(
     config: &Config,
     source: &Deployment,
     target: &Deployment,
+    target_version: Version,
     record: &Record,
     owner: &Owner,
 ) -> Result<(), Exit> {
@@ -295,12 +298,18 @@ async fn refuse_early(
     if let Some(holder) = holder.map_err(at_start)? {
         return Err(ownership::held(&holder));
     }
-    let fresh = record.resume.is_none();
-    if !fresh || config.target.on_existing_data != OnExistingData::Refuse {
+    if record.resume.is_some() {
         return Ok(());
     }
     let selection = &config.sync.selection;
     let catalogue = catalog::read(source, selection).await.map_err(at_start)?;
+    let checks = carried::check(&catalogue, target_version);
+    if let Some(failed) = checks.into_iter().find(|check| check.verdict == Verdict::Fail) {
+        return Err(Exit::new(Code::Config, failed.text));
+    }
+    if config.target.on_existing_data != OnExistingData::Refuse {
+        return Ok(());
+    }
     let collections = catalogue.collections.values().map(|found| found.target.clone());
     let views = catalogue.views.values().map(|view| view.target.clone());
     let mapped = collections.chain(views).collect();

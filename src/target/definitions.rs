@@ -502,14 +502,15 @@ fn create_command(
     }
     let mut command = doc! { "create": &namespace.collection };
     for (key, value) in options {
-        // `temp` is refused by the command; a temporary gets its lasting name by a rename. `autoIndexId` is gone.
+        // `temp` is refused by the command; a temporary gets its lasting name by a rename.
         // What expires documents is held back; it is left out, because for a collection, unlike for an index, servers
         // refuse more seconds than have passed since 1970.
-        if !matches!(key.as_str(), "temp" | "autoIndexId" | "uuid" | "expireAfterSeconds") {
+        if !matches!(key.as_str(), "temp" | "uuid" | "expireAfterSeconds") {
             command.insert(key, value.clone());
         }
     }
-    if let Some(id_index) = id_index {
+    // Servers take one of the two.
+    if let Some(id_index) = id_index.filter(|_| !options.contains_key("autoIndexId")) {
         command.insert("idIndex", held_back_index(id_index, NEVER_EXPIRES));
     }
     command
@@ -548,6 +549,9 @@ mod tests {
         let namespace = Namespace::new("a", "b");
         let command = create_command(&namespace, &doc! { "temp": true }, Some(&doc! { "v": 1 }));
         assert_eq!(command, doc! { "create": "b", "idIndex": { "v": 1 } });
+        let automatic = doc! { "autoIndexId": true };
+        let command = create_command(&namespace, &automatic, Some(&doc! { "v": 2 }));
+        assert_eq!(command, doc! { "create": "b", "autoIndexId": true });
     }
 
     #[test]

@@ -108,7 +108,14 @@ async fn documents_move_while_their_collection_is_copied() {
     let pad = "x".repeat(60_000);
     let key = doc! {"key": {"k": 1}, "name": "k", "unique": true};
     shop.run_command(doc! {"createIndexes": "moving", "indexes": [key]}).await.unwrap();
-    let rows = (0..COUNT).map(|n| doc! {"_id": n, "k": n, "pad": &pad});
+    let kinds = [
+        doc! {"key": {"p": 1, "q": 1}, "name": "one_array_at_the_most"},
+        doc! {"key": {"place": "2dsphere"}, "name": "place"},
+    ];
+    shop.run_command(doc! {"createIndexes": "moving", "indexes": kinds.to_vec()}).await.unwrap();
+    let point = doc! {"type": "Point", "coordinates": [0, 0]};
+    let rows = (0..COUNT)
+        .map(|n| doc! {"_id": n, "k": n, "pad": &pad, "p": 1, "q": 1, "place": &point, "h": [1]});
     moving.insert_many(rows.collect::<Vec<_>>()).await.unwrap();
     let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(LARGE_BATCHES));
@@ -117,6 +124,17 @@ async fn documents_move_while_their_collection_is_copied() {
             status["copy"]["documents"].as_u64() > Some(0)
         })
         .await;
+    // An older change over a newer document makes what the indexes do not allow.
+    let line = doc! {"type": "LineString", "coordinates": [[0, 0], [1, 1]]};
+    for change in [
+        doc! {"q": [1], "place.coordinates": [1, 2], "h": [2]},
+        doc! {"q": 1, "place": line, "h": 3},
+        doc! {"p": [1]},
+    ] {
+        moving.update_many(doc! {}, doc! {"$set": change}).await.unwrap();
+    }
+    let hashed = doc! {"key": {"h": "hashed"}, "name": "no_array"};
+    shop.run_command(doc! {"createIndexes": "moving", "indexes": [hashed]}).await.unwrap();
     let set = async |id: i32, k: i32| {
         moving
             .update_one(doc! {"_id": id}, doc! {"$set": {"k": k}, "$inc": {"moved": 1}})

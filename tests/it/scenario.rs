@@ -44,7 +44,7 @@ pub struct Scenario {
 }
 
 /// What servers of before a version do not know, as it stands in the text of a scenario.
-const NEEDS: [(&str, (i32, i32)); 21] = [
+const NEEDS: [(&str, (i32, i32)); 22] = [
     ("\"hidden\"", (4, 4)),
     ("\"compound_hashed\"", (4, 4)),
     ("series_changed", (6, 0)),
@@ -65,6 +65,7 @@ const NEEDS: [(&str, (i32, i32)); 21] = [
     ("doubled_names_exchanged", (5, 0)),
     ("\"clusteredIndex\"", (5, 3)),
     ("\"changeStreamPreAndPostImages\"", (6, 0)),
+    ("\"recordPreImages\"", (5, 0)),
     ("\"cappedSize\"", (6, 0)),
     ("\"prepareUnique\"", (6, 0)),
     ("\"$unsetField\"", (5, 0)),

@@ -89,6 +89,7 @@ fn creations() -> Vec<Scenario> {
                 insert("collation", vec![doc! {"_id": "a"}, doc! {"_id": "b", "n": 1}]),
                 create("validated", validator),
                 fill("validated"),
+                create("auto", doc! {"autoIndexId": true}),
                 create(
                     "storage",
                     doc! {"storageEngine": {"wiredTiger": {"configString": "block_compressor=zlib"}}},
@@ -129,6 +130,15 @@ fn creations() -> Vec<Scenario> {
                 create("pre_images", doc! {"changeStreamPreAndPostImages": {"enabled": true}}),
                 fill("pre_images"),
                 update("pre_images", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
+            ],
+        ),
+        scenario(
+            "record_pre_images",
+            vec![fill("later")],
+            vec![
+                create("recorded", doc! {"recordPreImages": true}),
+                modify("later", doc! {"recordPreImages": true}),
+                update("later", doc! {"_id": 1}, doc! {"$set": {"x": 1}}),
             ],
         ),
         scenario(
@@ -356,6 +366,10 @@ fn copies() -> Vec<Scenario> {
                 update("there", doc! {"_id": 1}, doc! {"$set": {"x": 2}}),
                 aggregate("a", out("a")),
                 aggregate("a", vec![doc! {"$set": {"m": 1}}, doc! {"$merge": {"into": "merged"}}]),
+                Step::Run(doc! {
+                    "mapReduce": "a", "map": "function() { emit(this.a, 1); }",
+                    "reduce": "function(key, values) { return Array.sum(values); }", "out": "reduced",
+                }),
                 aggregate(
                     "merged",
                     vec![doc! {"$set": {"m": 2}}, doc! {"$merge": {"into": "new"}}],
