@@ -30,9 +30,9 @@ mongod:
 versions:
 	@for version in 6.0.5 6.0.27 5.0.4 4.4.2 4.2.6; do scripts/fetch-mongod.sh $$version || exit; done
 
-# SOAK_SECONDS (3600) of random histories, one seed after another; SNAPSYNC_SEED begins with a given one.
+# SOAK_SECONDS (3600) of random histories, SOAK_LANES (12) side by side; SNAPSYNC_SEED begins with a given one.
 soak: mongod
-	SOAK_SECONDS=$${SOAK_SECONDS:-3600} cargo test --locked --test it random::history -- --nocapture
+	SOAK_SECONDS=$${SOAK_SECONDS:-3600} SOAK_LANES=$${SOAK_LANES:-12} cargo test --locked --test it random::history -- --nocapture
 
 # DEMO_DOCUMENTS (200000) and DEMO_SECONDS (30) say how much and how long.
 demo: mongod

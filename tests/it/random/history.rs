@@ -1,34 +1,65 @@
 //! Random histories, followed by a daemon that is killed, stopped and started again at random, and compared whenever
-//! the source is quiet.
+//! the source is quiet. Several go on side by side, in databases of their own.
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+
 use super::draw::Draw;
-use super::seed;
 use super::writer::Writer;
-use crate::harness::{Daemon, DaemonOptions, Pair, ReplicaSet, assert_equal, quiesce};
+use super::{number, seed};
+use crate::harness::{Daemon, DaemonOptions, Pair, assert_equal, quiesce};
 use crate::scenario::{settle, while_stopped};
 
 /// How long the test goes on by itself; `SOAK_SECONDS` says otherwise.
 const SECONDS: u64 = 30;
+/// How many histories go on side by side; `SOAK_LANES` says otherwise.
+const LANES: u64 = 3;
+/// More operations than a history has.
+const OPERATIONS_MAX: u64 = 400;
 
 /// The lease lasts longer than this, on a slow machine too.
 const STOPPED_AT_MOST: Duration = Duration::from_secs(10);
 
 const WINDOWS: [&str; 4] = ["10ms", "200ms", "1s", "5s"];
 
-/// Says which seed it was, if the history does not arrive.
-struct Naming(u64);
+/// What histories are played on.
+struct Stage {
+    pair: Pair,
+    daemon: Daemon,
+}
 
-impl Drop for Naming {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("repeat with SNAPSYNC_SEED={}", self.0);
-        }
+impl Stage {
+    async fn start() -> Self {
+        let pair = Pair::start().await;
+        let daemon = Daemon::start(DaemonOptions::new(&pair.source, &pair.target));
+        Self { pair, daemon }
     }
 }
 
-async fn meddle(daemon: &mut Daemon, chance: &mut Draw, writer: &mut Writer) {
+/// The writers of some histories, which go on at the same pace.
+struct Writers {
+    writers: Vec<Writer>,
+    /// Operations that are left to each.
+    left: u64,
+}
+
+impl Writers {
+    async fn operations(&mut self, count: u64, until: Option<Instant>) {
+        let count = count.min(self.left);
+        self.left -= count;
+        join_all(self.writers.iter_mut().map(async |writer| {
+            for _ in 0..count {
+                if until.is_none_or(|until| Instant::now() < until) {
+                    writer.operation().await;
+                }
+            }
+        }))
+        .await;
+    }
+}
+
+async fn meddle(daemon: &mut Daemon, chance: &mut Draw, writers: &mut Writers) {
     match chance.random.below(10) {
         0..3 => {
             daemon.kill9();
@@ -41,46 +72,85 @@ async fn meddle(daemon: &mut Daemon, chance: &mut Draw, writer: &mut Writer) {
             daemon.restart();
         }
         4..7 => {
-            while_stopped(daemon, async {
-                let began = Instant::now();
-                for _ in 0..40 {
-                    if began.elapsed() < STOPPED_AT_MOST {
-                        writer.operation().await;
-                    }
-                }
-            })
-            .await;
+            let until = Instant::now() + STOPPED_AT_MOST;
+            while_stopped(daemon, writers.operations(40, Some(until))).await;
         }
         _ => {}
     }
 }
 
-async fn history(seed: u64, source: &ReplicaSet, target: &ReplicaSet, daemon: &mut Daemon) {
-    let _naming = Naming(seed);
-    let mut writer = Writer::new(source.client(), seed).await;
-    let mut chance = Draw::new(!seed);
+/// Plays the histories of these seeds, `operations` of each at the most, and compares.
+async fn play(seeds: &[u64], operations: u64, stage: &mut Stage) {
+    let Pair { source, target } = &stage.pair;
+    let new = |(lane, seed): (usize, &u64)| Writer::new(source.client(), *seed, lane);
+    let writers = join_all(seeds.iter().enumerate().map(new)).await;
+    let mut writers = Writers { writers, left: operations };
+    let mut chance = Draw::new(!seeds[0]);
     for _ in 0..4 {
-        for _ in 0..20 + chance.random.below(40) {
-            writer.operation().await;
-        }
-        meddle(daemon, &mut chance, &mut writer).await;
+        writers.operations(u64::from(20 + chance.random.below(40)), None).await;
+        meddle(&mut stage.daemon, &mut chance, &mut writers).await;
     }
     settle(source).await;
-    quiesce(daemon, source).await;
+    quiesce(&mut stage.daemon, source).await;
     assert_equal(source, target).await;
+}
+
+/// Whether the beginning of a history fails by itself, on servers of its own.
+async fn fails(seed: u64, operations: u64) -> bool {
+    let alone = async move { play(&[seed], operations, &mut Stage::start().await).await };
+    tokio::spawn(alone).await.is_err()
+}
+
+/// Looks for the shortest beginning of one of these histories that fails by itself, and says how to repeat it.
+async fn shrink(seeds: &[u64]) {
+    for seed in seeds {
+        if fails(*seed, OPERATIONS_MAX).await {
+            let (mut passing, mut failing) = (0, OPERATIONS_MAX);
+            while passing + 1 < failing {
+                let middle = passing.midpoint(failing);
+                if fails(*seed, middle).await {
+                    failing = middle;
+                } else {
+                    passing = middle;
+                }
+            }
+            eprintln!("repeat with SNAPSYNC_SEED={seed} SNAPSYNC_OPERATIONS={failing}");
+            return;
+        }
+    }
+    let lanes = seeds.len();
+    eprintln!(
+        "none of them fails by itself; repeat with SNAPSYNC_SEED={} SOAK_LANES={lanes}",
+        seeds[0]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_arrive() {
-    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-    let (began, long) = (Instant::now(), Duration::from_secs(seconds.unwrap_or(SECONDS)));
+    let began = Instant::now();
+    let long = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(SECONDS));
+    let operations = number("SNAPSYNC_OPERATIONS");
+    let lanes = number("SOAK_LANES").unwrap_or(if operations.is_some() { 1 } else { LANES });
+    let operations = operations.unwrap_or(OPERATIONS_MAX);
     let first = seed();
-    let Pair { source, target } = Pair::start().await;
-    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
+    let mut stage = Stage::start().await;
     let mut count = 0;
     while count == 0 || began.elapsed() < long {
-        history(first + count, &source, &target, &mut daemon).await;
-        count += 1;
+        let seeds: Vec<u64> = (first + count..).take(usize::try_from(lanes).unwrap()).collect();
+        eprintln!("histories from SNAPSYNC_SEED={} on, {lanes} side by side", first + count);
+        let playing = seeds.clone();
+        let played = tokio::spawn(async move {
+            play(&playing, operations, &mut stage).await;
+            stage
+        });
+        stage = match played.await {
+            Ok(stage) => stage,
+            Err(error) => {
+                shrink(&seeds).await;
+                std::panic::resume_unwind(error.into_panic());
+            }
+        };
+        count += lanes;
     }
     eprintln!("{count} histories, from seed {first} on");
 }

@@ -5,12 +5,16 @@ mod draw;
 mod history;
 mod writer;
 
+/// The number in this variable.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
 /// The seed of `SNAPSYNC_SEED`, or one that no test had before.
 fn seed() -> u64 {
-    let given = std::env::var("SNAPSYNC_SEED").ok();
-    let seed = given.map(|text| text.parse().expect("SNAPSYNC_SEED is a number"));
     let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_millis() as u64;
-    let seed = seed.unwrap_or_else(now);
+    let seed = number("SNAPSYNC_SEED").unwrap_or_else(now);
     eprintln!("SNAPSYNC_SEED={seed}");
     seed
 }

@@ -6,8 +6,9 @@ use mongodb::error::Error;
 
 use super::draw::Draw;
 
-/// The databases that are written to.
-pub const DATABASES: [&str; 2] = ["one", "two"];
+/// One of the two databases that are written to.
+type Place = usize;
+
 /// Collections of any kind that take each other's names.
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// A collection with unique keys, which documents take from each other.
@@ -17,16 +18,18 @@ const SEATS: &str = "seats";
 #[derive(Debug)]
 pub struct Writer {
     client: Client,
+    databases: [String; 2],
     draw: Draw,
 }
 
 impl Writer {
-    /// Begins anew: nothing is in the databases.
-    pub async fn new(client: &Client, seed: u64) -> Self {
-        for database in DATABASES {
+    /// Begins anew: nothing is in the databases. Writers of several lanes do not meet.
+    pub async fn new(client: &Client, seed: u64, lane: usize) -> Self {
+        let databases = ["one", "two"].map(|name| format!("{name}_{lane}"));
+        for database in &databases {
             client.database(database).drop().await.unwrap();
         }
-        let mut writer = Self { client: client.clone(), draw: Draw::new(seed) };
+        let mut writer = Self { client: client.clone(), databases, draw: Draw::new(seed) };
         writer.make_seats().await;
         writer
     }
@@ -46,7 +49,7 @@ impl Writer {
                 doc! {"partialFilterExpression": {"tags": {"$exists": true}}},
             ),
         ];
-        let one = self.client.database(DATABASES[0]);
+        let one = self.client.database(&self.databases[0]);
         one.run_command(doc! {"createIndexes": SEATS, "indexes": indexes.to_vec()}).await.unwrap();
         let rows = (0..10).map(|n| doc! {"_id": n, "seat": n, "row": n / 3, "column": n % 3});
         one.collection::<Document>(SEATS).insert_many(rows).await.unwrap();
@@ -59,22 +62,22 @@ impl Writer {
             50..72 => self.move_keys().await,
             72..80 => self.transaction().await,
             80..99 => self.define().await,
-            _ => self.run_in("one", doc! {"dropDatabase": 1}).await,
+            _ => self.run_in(0, doc! {"dropDatabase": 1}).await,
         };
         drop(outcome);
     }
 
-    async fn run_in(&self, database: &str, command: Document) -> Result<(), Error> {
-        self.client.database(database).run_command(command).await.map(drop)
+    async fn run_in(&self, place: Place, command: Document) -> Result<(), Error> {
+        self.client.database(&self.databases[place]).run_command(command).await.map(drop)
     }
 
     async fn write(&mut self) -> Result<(), Error> {
-        let (database, command) = self.write_command();
-        self.run_in(database, command).await
+        let (place, command) = self.write_command();
+        self.run_in(place, command).await
     }
 
-    fn database(&mut self) -> &'static str {
-        DATABASES[self.draw.random.below(2) as usize]
+    fn place(&mut self) -> Place {
+        self.draw.random.below(2) as usize
     }
 
     fn name(&mut self) -> &'static str {
@@ -97,8 +100,8 @@ impl Writer {
     }
 
     /// A command that writes documents, and where.
-    fn write_command(&mut self) -> (&'static str, Document) {
-        let (database, name, id) = (self.database(), self.name(), self.id());
+    fn write_command(&mut self) -> (Place, Document) {
+        let (place, name, id) = (self.place(), self.name(), self.id());
         let matched = doc! {"_id": {"$eq": id.clone()}};
         let many = self.draw.chance(15);
         let q = if many {
@@ -139,7 +142,7 @@ impl Writer {
             15 => doc! {"findAndModify": name, "query": matched, "remove": true},
             _ => doc! {"delete": name, "deletes": [{"q": q, "limit": i32::from(!many)}]},
         };
-        (database, command)
+        (place, command)
     }
 
     fn pipeline(&mut self, id: &Bson) -> Bson {
@@ -173,12 +176,10 @@ impl Writer {
     async fn move_keys(&mut self) -> Result<(), Error> {
         let commands = self.key_moves();
         if self.draw.chance(30) {
-            return self
-                .together(commands.into_iter().map(|command| ("one", command)).collect())
-                .await;
+            return self.together(commands.into_iter().map(|command| (0, command)).collect()).await;
         }
         for command in commands {
-            self.run_in("one", command).await?;
+            self.run_in(0, command).await?;
         }
         Ok(())
     }
@@ -220,17 +221,17 @@ impl Writer {
             let pad = "x".repeat(9 << 20);
             for n in 0..2 {
                 let row = doc! {"_id": format!("large {n}"), "pad": &pad};
-                commands.push(("two", doc! {"insert": "large", "documents": [row]}));
+                commands.push((1, doc! {"insert": "large", "documents": [row]}));
             }
         }
         self.together(commands).await
     }
 
-    async fn together(&mut self, commands: Vec<(&str, Document)>) -> Result<(), Error> {
+    async fn together(&mut self, commands: Vec<(Place, Document)>) -> Result<(), Error> {
         let mut session = self.client.start_session().await?;
         session.start_transaction().await?;
-        for (database, command) in commands {
-            let database = self.client.database(database);
+        for (place, command) in commands {
+            let database = self.client.database(&self.databases[place]);
             if let Err(error) = database.run_command(command).session(&mut session).await {
                 drop(session.abort_transaction().await);
                 return Err(error);
@@ -243,18 +244,19 @@ impl Writer {
     }
 
     async fn define(&mut self) -> Result<(), Error> {
-        let (mut database, name) = (self.database(), self.name());
-        let (other_database, other) = (self.database(), self.name());
+        let (place, name) = (self.place(), self.name());
+        let (other_place, other) = (self.place(), self.name());
         let number = self.draw.random.below(9).cast_signed();
         let index = ["u", "n", "*"][number as usize % 3];
         let command = match self.draw.random.below(20) {
             0..3 => self.create(name),
             3 => doc! {"drop": name},
             4..7 => {
-                let from = format!("{database}.{name}");
-                database = "admin";
-                let to = format!("{other_database}.{other}");
-                doc! {"renameCollection": from, "to": to, "dropTarget": self.draw.chance(60)}
+                let from = format!("{}.{name}", self.databases[place]);
+                let to = format!("{}.{other}", self.databases[other_place]);
+                let command =
+                    doc! {"renameCollection": from, "to": to, "dropTarget": self.draw.chance(60)};
+                return self.client.database("admin").run_command(command).await.map(drop);
             }
             7..11 => self.index(name),
             11 => doc! {"dropIndexes": name, "index": index},
@@ -273,7 +275,7 @@ impl Writer {
             18 => doc! {"create": "view", "viewOn": name, "pipeline": [{"$match": {"a": number}}]},
             _ => doc! {"drop": "view"},
         };
-        self.run_in(database, command).await
+        self.run_in(place, command).await
     }
 
     fn create(&mut self, name: &str) -> Document {
