@@ -112,16 +112,16 @@ async fn deployments_of_the_wrong_kind() {
 
     // With a replicaSet in the URI the driver does not even look at them, nor at a set of another name.
     let in_a_set = |uri: &str, set: &str| format!("{uri}?replicaSet={set}");
-    let alone = in_a_set(&format!("{plain}/"), "rs7");
-    let wrong_name = target.uri().replace(target.name(), "rs7");
+    let alone = in_a_set(&format!("{plain}/"), "elsewhere");
+    let wrong_name = target.uri().replace(target.name(), "elsewhere");
     let host = target.members[0].host();
-    let belongs = format!("{host} belongs to the replica set {}, not rs7", target.name());
+    let belongs = format!("{host} belongs to the replica set {}, not elsewhere", target.name());
     let says = [
-        ["source: ", "is a standalone server", "--replSet rs7", "rs.initiate()"],
+        ["source: ", "is a standalone server", "--replSet elsewhere", "rs.initiate()"],
         ["source: ", "is a mongos", mend, "127.0.0.1"],
         ["target: ", &belongs, "correct replicaSet in the URI", &host],
     ];
-    let (mongos, uris) = (in_a_set(&mongos.uri(), "rs7"), (source.uri(), target.uri()));
+    let (mongos, uris) = (in_a_set(&mongos.uri(), "elsewhere"), (source.uri(), target.uri()));
     tokio::join!(
         refused(DaemonOptions::with_uris(&alone, &uris.1), 78, &says[0]),
         refused(DaemonOptions::with_uris(&mongos, &uris.1), 78, &says[1]),

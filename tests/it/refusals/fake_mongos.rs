@@ -1,5 +1,5 @@
-//! A server that answers as a mongos does, or as one of MongoDB 4.0, as far as a driver and snapsync ask before they turn
-//! away.
+//! A server that answers as a mongos does, or as one of MongoDB 4.0, as far as a driver and snapsync ask before they
+//! turn away.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
