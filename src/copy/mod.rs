@@ -44,7 +44,7 @@ pub struct Copier {
     pub writers: Writers,
     /// What there is to copy, and where it goes.
     pub catalogue: Arc<CatalogueStore>,
-    /// T0: nothing older is read.
+    /// Nothing older is read.
     pub after: Ts,
     /// Parts copied at once.
     pub workers: usize,

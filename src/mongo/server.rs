@@ -81,6 +81,17 @@ impl Hello {
         last.get_document("opTime").ok()?.get_i64("t").ok()
     }
 
+    /// The newest optime that this member has written. It may lie beyond a hole in the oplog.
+    ///
+    /// # Errors
+    /// The reply has none: not a replica set.
+    pub fn newest_optime(&self, deployment: &Deployment) -> Result<Ts, Error> {
+        let ts = self.reply.get_document("lastWrite").and_then(|last| last.get_document("opTime"));
+        let ts = ts.and_then(|optime| optime.get_timestamp("ts"));
+        ts.map(Ts::from)
+            .map_err(|_| unwanted_reply(deployment.side, "read the newest optime", "lastWrite"))
+    }
+
     /// The newest majority-committed optime and its wall time in milliseconds since 1970. Unlike `lastWrite.opTime` it
     /// never lies beyond a hole in the oplog.
     ///

@@ -64,6 +64,14 @@ pub async fn end(source: &Deployment) -> Result<Ts, Error> {
     Err(Error::other(source.side, "read the majority optime", text).into_unreachable())
 }
 
+/// The newest optime that the primary has written, committed or not: nothing seen there until now lies after.
+///
+/// # Errors
+/// The call failed.
+pub async fn newest(source: &Deployment) -> Result<Ts, Error> {
+    Hello::ask(source).await?.newest_optime(source)
+}
+
 async fn oldest_prepared(source: &Deployment) -> Result<Option<Ts>, Error> {
     let action = "look for prepared transactions";
     let command = doc! {

@@ -203,7 +203,7 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
     let copied = open_progress(context)?;
     reconcile::names_of_copy(context, &copied, stop).await?;
     prepare::create_all(&context.definer, &context.catalogue, stop).await?;
-    let copier = copier(context, copied);
+    let copier = copier(context, copied, stop).await?;
     let counters = copier.counters.clone();
     let collections = context.catalogue.read().collections.len();
     events::copy_started(collections, &CopyProgress::default());
@@ -235,21 +235,31 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
 }
 
 /// What copies with the record and the catalogue of this context.
-pub(super) fn copier(context: &Context, progress: ProgressStore) -> Copier {
-    let resume = context.records.get().resume.unwrap_or_default();
-    Copier {
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) async fn copier(
+    context: &Context,
+    progress: ProgressStore,
+    stop: &Stop,
+) -> Result<Copier, Interrupted> {
+    // Not the start optime, but what the listing saw: of a collection that got its name since, a member that lags has
+    // older documents under a name that may not be selected, and changes under that name are not replayed.
+    let source = &context.source;
+    let after = until_reached(source.side, stop, || start::newest(source)).await?;
+    Ok(Copier {
         source: context.source.clone(),
         definer: context.definer.clone(),
         writers: context.writers.clone(),
         catalogue: context.catalogue.clone(),
-        after: resume.applied.ts,
+        after,
         workers: context.config.copy_workers(),
         part_bytes_min: copy::PART_BYTES_MIN,
         memory_bytes_max: context.tuning.get().memory_bytes_max,
         pace: context.pace.clone(),
         progress: Arc::new(progress),
         counters: Arc::new(Counters::default()),
-    }
+    })
 }
 
 fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {

@@ -59,7 +59,7 @@ async fn copy(main: &Context, run: &Context, stop: &Stop) -> Result<(), Interrup
     note_places(main, run)?;
     let copier = Copier {
         memory_bytes_max: run.tuning.get().memory_bytes_max / COPY_SHARE,
-        ..copying::copier(run, progress)
+        ..copying::copier(run, progress, stop).await?
     };
     copier.run(stop).await.map_err(|stopped| match stopped {
         // Somebody meddled with what is being made: not the fault of a particular one of them.
