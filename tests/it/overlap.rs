@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use mongodb::Client;
@@ -63,11 +63,14 @@ async fn state(daemon: &Daemon) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_may_happen_while_the_copy_runs() {
     let Pair { source, target } = Pair::start().await;
-    slow_down(&source, 16).await;
     let scenarios = Arc::new(everything());
+    let began = Instant::now();
     for (scenario, database) in scenarios.iter() {
         scenario.prepare(source.client(), database).await;
     }
+    // On a slow machine the scenarios last longer, and the copy must not be over before them.
+    let prepared = usize::try_from(began.elapsed().as_secs()).unwrap();
+    slow_down(&source, (3 * prepared).max(16)).await;
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(SLOW));
     daemon
         .wait_status("some of the copy", Duration::from_secs(60), |status| {
