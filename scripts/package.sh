@@ -19,10 +19,6 @@ say() { printf 'package: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 tool() { command -v "$1" >/dev/null || die "$1 is missing: apt-get install $2"; }
 
-# The same sources give the same package.
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
-export SOURCE_DATE_EPOCH
-
 # Everything that is not checked in, below $stage.
 build() {
   local built=${CARGO_TARGET_DIR:-target}/$profile
@@ -35,6 +31,9 @@ build() {
   "$built/examples/package_files" "$stage"
   gzip -9nf "$stage/doc/NOTICES" "$stage/doc/changelog.Debian"
   gzip -9nc CHANGELOG.md >"$stage/doc/changelog.gz"
+  # The same sources give the same package. Not told to the build: libraries in C would be compiled anew for it.
+  SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+  export SOURCE_DATE_EPOCH
   program_version=$("$stage/bin/snapsync" --version)
   program_version=${program_version##* }
 }
@@ -72,7 +71,7 @@ deb() {
   install -D -m 644 packaging/debian/lintian-overrides "$root/usr/share/lintian/overrides/snapsync"
   # The tool wants to find itself in a source package.
   mkdir -p "$stage/libraries/debian"
-  printf 'Source: snapsync\n\nPackage: snapsync\n' >"$stage/libraries/debian/control"
+  printf 'Source: snapsync\n\nPackage: snapsync\nArchitecture: any\n' >"$stage/libraries/debian/control"
   libraries=$(cd "$stage/libraries" && dpkg-shlibdeps -O "$OLDPWD/$root/usr/bin/snapsync")
   mkdir -m 755 "$root/DEBIAN"
   (cd "$root" && find etc -type f -printf '/%p\n' >DEBIAN/conffiles)
