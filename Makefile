@@ -25,6 +25,7 @@ test-charts:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test browser --test systemd -- -D warnings
 	cargo test --locked --test policy --test tidy
 
 mongod:
