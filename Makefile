@@ -1,7 +1,7 @@
 # PROFILE is cargo's profile for `build` and `demo`: release (default) or dev.
 PROFILE ?= release
 
-.PHONY: build test lint mongod versions soak demo bench deny deb tarball test-browser test-systemd
+.PHONY: build test lint mongod versions soak demo bench deny deb rpm tarball test-browser test-charts test-systemd
 
 build:
 	cargo build --locked --profile $(PROFILE)
@@ -18,9 +18,14 @@ test-browser: mongod
 test-systemd: mongod
 	cargo test --locked --test systemd -- --nocapture
 
+# Wants helm and promtool.
+test-charts:
+	cargo test --locked --test packaging -- --ignored
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test browser --test systemd -- -D warnings
 	cargo test --locked --test policy --test tidy
 
 mongod:
@@ -46,9 +51,6 @@ bench: mongod
 deny:
 	cargo deny --offline check licenses bans sources
 
-# Both print the path of what they made.
-deb:
-	@PROFILE=$(PROFILE) scripts/package.sh deb
-
-tarball:
-	@PROFILE=$(PROFILE) scripts/package.sh tarball
+# Each prints the path of what it made.
+deb rpm tarball:
+	@PROFILE=$(PROFILE) scripts/package.sh $@

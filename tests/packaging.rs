@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
-    clippy::print_stdout,
     reason = "test helpers panic with what is wrong"
 )]
 
@@ -158,12 +157,32 @@ fn alert_rules_and_dashboard_ask_for_metrics_that_exist() {
     }
 }
 
-/// helm, where it is to be had: `go install helm.sh/helm/v3/cmd/helm@latest`.
-fn helm() -> Option<PathBuf> {
+/// A tool on `PATH` or in `.cache/tools/bin`.
+fn tool(name: &str, from: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/tools/bin");
-    let folders = std::env::split_paths(&path).chain([tools]);
-    folders.map(|folder| folder.join("helm")).find(|file| file.is_file())
+    let mut folders = std::env::split_paths(&path).chain([tools]);
+    let found = folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.is_file()));
+    found.unwrap_or_else(|| panic!("{name} is missing: {from}"))
+}
+
+/// What Prometheus itself makes of the rules, and when they fire.
+#[test]
+#[ignore = "wants promtool, and is run by `make test-charts`"]
+fn prometheus_takes_the_alert_rules() {
+    let promtool = tool("promtool", "it is part of Debian's package prometheus");
+    for arguments in [
+        ["check", "rules", "packaging/prometheus/alerts.yml"],
+        ["test", "rules", "tests/alerts.yml"],
+    ] {
+        let output = Command::new(&promtool)
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
 }
 
 /// What the chart makes of these values.
@@ -191,8 +210,7 @@ fn of_kind<'a>(documents: &'a [serde_yaml_ng::Value], kind: &str) -> &'a serde_y
 }
 
 #[test]
-fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
-    // What can be seen without helm.
+fn the_chart_is_of_this_version_and_sets_keys_that_exist() {
     let chart: serde_yaml_ng::Value =
         serde_yaml_ng::from_str(&read("packaging/helm/snapsync/Chart.yaml")).unwrap();
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
@@ -205,10 +223,18 @@ fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
             assert!(snapsync::config::keys::find(&name).is_some(), "there is no {name}");
         }
     }
-    let Some(helm) = helm() else {
-        println!("helm is not here: the chart was not rendered");
-        return;
-    };
+}
+
+#[test]
+#[ignore = "wants helm, and is run by `make test-charts`"]
+fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
+    let helm = tool("helm", "go install helm.sh/helm/v3/cmd/helm@latest");
+    let linted = Command::new(&helm)
+        .args(["lint", "--strict", "packaging/helm/snapsync", "--set", "secret.name=uris"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
     let refused = rendered(&helm, "secret.name=").unwrap_err();
     assert!(refused.contains("a Secret with both connection strings"), "{refused}");
     for values in ["secret.name=uris", "secret.name=uris,tokenKey=token,serviceMonitor=true"] {

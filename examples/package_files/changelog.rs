@@ -18,9 +18,10 @@ pub(crate) fn debian() -> String {
 
 /// As the package itself names it.
 fn maintainer() -> String {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let manifest: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
-    manifest["package"]["metadata"]["deb"]["maintainer"].as_str().unwrap().to_owned()
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/debian/control");
+    let control = std::fs::read_to_string(file).unwrap();
+    let line = control.lines().find_map(|line| line.strip_prefix("Maintainer: "));
+    line.expect("a maintainer").to_owned()
 }
 
 /// The time of the sources (`SOURCE_DATE_EPOCH`, else the last commit), so that the same sources give the same file.

@@ -10,8 +10,9 @@ use crate::copy::prepare;
 use crate::exit::{Code, Exit};
 use crate::mongo::{Deployment, Error, Failure, Side, Version, listing};
 use crate::source::{catalog, scan, tail};
+use crate::status::bar::span;
 use crate::sync::preflight::{self, Check, Verdict};
-use crate::sync::{carried, ownership, startup};
+use crate::sync::{carried, ownership, record, startup};
 use crate::target::lease::taking;
 
 /// Bytes a second that a copy is reckoned with, on the safe side of what two cores do.
@@ -92,7 +93,7 @@ async fn contents(
             }
             None => Check::new("lease", Verdict::Pass, "free"),
         },
-        target_data(config, &existing),
+        target_data(config, &existing, config.state.directory.join(record::FILE).exists()),
     ]);
     Ok(checks)
 }
@@ -132,23 +133,27 @@ fn oplog_window(bytes: u64, window: Option<(i64, i64)>) -> Check {
     let reach = window.map_or(0, |(oldest, newest)| newest.saturating_sub(oldest).max(0));
     let reach = Duration::from_millis(reach.unsigned_abs());
     let text = format!(
-        "the oplog reaches back {} minutes; copying {} MiB may take {} minutes",
-        reach.as_secs() / 60,
-        bytes >> 20,
-        copy.as_secs().div_ceil(60),
+        "the oplog reaches back {}; copying {} may take {}",
+        span(reach),
+        bytesize::ByteSize(bytes),
+        span(copy),
     );
     let verdict = if reach < copy { Verdict::Warn } else { Verdict::Pass };
     Check::new("oplog window", verdict, text)
 }
 
-fn target_data(config: &Config, existing: &[crate::mongo::Listed]) -> Check {
+fn target_data(config: &Config, existing: &[crate::mongo::Listed], is_begun: bool) -> Check {
     let name = "target data";
+    if is_begun {
+        let text = format!("of the migration in {}", config.state.directory.display());
+        return Check::new(name, Verdict::Pass, text);
+    }
     if existing.is_empty() {
         return Check::new(name, Verdict::Pass, "nothing is in the way");
     }
     let text = crate::sync::copying::existing_data(existing).message;
     match config.target.on_existing_data {
-        // A running migration's own data looks the same from here.
+        // A running migration of another directory or machine looks the same from here.
         OnExistingData::Refuse => Check::new(name, Verdict::Warn, text),
         OnExistingData::Drop => Check::new(name, Verdict::Warn, format!("will be dropped: {text}")),
     }

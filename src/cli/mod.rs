@@ -114,10 +114,10 @@ enum Command {
     ///
     /// Example: snapsync status --watch
     Status {
-        /// Prints JSON
-        #[arg(long, conflicts_with = "watch")]
+        /// Prints JSON; with --watch one document a line
+        #[arg(long)]
         json: bool,
-        /// Draws it anew every second
+        /// Shows it anew every second
         #[arg(long)]
         watch: bool,
     },

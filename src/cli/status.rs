@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 
 use super::output::{Columns, print};
 use crate::http::client;
+use crate::status::bar::{self, span};
 use crate::status::{CollectionDelta, CopyProgress, Deployment, OplogPlace, Status, WallTime};
 use crate::telemetry::one_line;
 
@@ -27,8 +28,8 @@ pub async fn show(socket: &Path, json: bool) -> anyhow::Result<()> {
     print(&ask(socket, json).await?).context("print the status")
 }
 
-/// Prints the status every second until the process is ended; on a terminal always in the same place. A daemon that
-/// does not answer, as during its restart, is shown as such and asked again.
+/// Prints the status every second until the process is ended: on a terminal always in the same place, as JSON one
+/// document a line. A daemon that does not answer, as during its restart, is shown as such and asked again.
 ///
 /// # Errors
 /// When standard output cannot be written.
@@ -42,7 +43,7 @@ pub async fn watch(socket: &Path, json: bool) -> anyhow::Result<()> {
             }
             Err(error) => format!("{error}\n"),
         };
-        print(&if redraw { redrawn(&text) } else { text }).context("print the status")?;
+        print(&if redraw { redrawn(&text, rows()) } else { text }).context("print the status")?;
         tokio::time::sleep(WATCH_EVERY).await;
     }
 }
@@ -58,15 +59,38 @@ async fn ask(socket: &Path, json: bool) -> anyhow::Result<String> {
     Ok(render(&status, WallTime::now()))
 }
 
-/// The text drawn over what stands on the terminal: home, each line cleared to its end, the rest below cleared.
-fn redrawn(text: &str) -> String {
-    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+/// Lines that the terminal shows.
+fn rows() -> usize {
+    rustix::termios::tcgetwinsize(io::stdout()).map_or(usize::MAX, |size| match size.ws_row {
+        // Some terminals do not know.
+        0 => usize::MAX,
+        rows => usize::from(rows),
+    })
+}
+
+/// The text drawn over what stands on the terminal: home, each line cleared to its end, the rest below cleared. What
+/// does not fit is left out, because it would push the state out of sight.
+fn redrawn(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    // The cursor stands on the last row.
+    let fit = rows.saturating_sub(1).max(1);
+    let mut shown = lines.clone();
+    let more;
+    if lines.len() > fit {
+        more = format!(" and {} lines more", lines.len() - fit + 1);
+        shown.truncate(fit - 1);
+        shown.push(&more);
+    }
+    let drawn: String = shown.iter().map(|line| format!("{line}\x1b[K\n")).collect();
+    // Without wrapping, so that a line is a row.
+    format!("\x1b[?7l\x1b[H{drawn}\x1b[J\x1b[?7h")
 }
 
 /// The status for people, as of `now`.
 #[must_use]
 pub fn render(status: &Status, now: WallTime) -> String {
     let mut text = head(status, now);
+    text.push_str(&bars(status));
     text.push('\n');
     text.push_str(&facts(status));
     let sections = [
@@ -91,13 +115,23 @@ fn head(status: &Status, now: WallTime) -> String {
         "snapsync {}: {} for {} (since {})\n",
         one_line(&status.version),
         status.state,
-        span(since.as_secs()),
+        span(since),
         status.since
     );
     if let Some(reason) = &status.reason {
         text.push_str(&format!("{}\n", one_line(reason)));
     }
     text
+}
+
+/// A bar for every copy under way.
+fn bars(status: &Status) -> String {
+    let first = Some(&status.copy).filter(|copy| !copy.complete && copy.documents_total > 0);
+    let copies = [("copy", first), ("resync", status.resync.as_ref())];
+    let lines = copies
+        .into_iter()
+        .filter_map(|(name, copy)| copy.map(|progress| format!("{name} {}\n", bar::bar(progress))));
+    lines.collect()
 }
 
 fn facts(status: &Status) -> String {
@@ -110,7 +144,8 @@ fn facts(status: &Status) -> String {
     ]);
     facts.row(["resume point".to_owned(), place(status.resume_point)]);
     facts.row(["source optime".to_owned(), place(status.source_optime)]);
-    let reach = status.oplog_window_seconds.map_or_else(unknown, span);
+    let reach = status.oplog_window_seconds;
+    let reach = reach.map_or_else(unknown, |seconds| span(Duration::from_secs(seconds)));
     facts.row(["source oplog".to_owned(), format!("reaches back {reach}")]);
     if let Some(window) = status.window {
         let entries = format!("{} entries in {:.3} s", window.entries, window.seconds);
@@ -154,15 +189,7 @@ fn copy(copy: &CopyProgress) -> String {
     if copy.documents_total == 0 {
         return "not begun".to_owned();
     }
-    // In bytes, as documents differ in size; an estimate that was too low does not show more than all.
-    let percent = (100 * u128::from(copy.bytes) / u128::from(copy.bytes_total.max(1))).min(100);
-    let eta = copy.eta_seconds.map_or_else(String::new, |eta| format!(", {} to go", span(eta)));
-    format!(
-        "{percent} %: {} of {} documents, {bytes} of {}{eta}",
-        copy.documents,
-        copy.documents_total,
-        ByteSize(copy.bytes_total)
-    )
+    format!("{} %: {}", bar::percent(copy), bar::amounts(copy))
 }
 
 fn copying(status: &Status) -> String {
@@ -219,17 +246,6 @@ fn deltas(status: &Status) -> String {
     text
 }
 
-/// A length of time in its two largest units, such as `3d 4h`.
-fn span(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, _, _) => format!("{hours}h {}m", minutes % 60),
-        _ => format!("{days}d {}h", hours % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +300,7 @@ deltas
 
     #[test]
     fn a_copy_under_way_shows_how_far_it_is() {
+        let mut status = samples::live();
         let progress = CopyProgress {
             documents: 5,
             documents_total: 10,
@@ -292,9 +309,13 @@ deltas
             eta_seconds: Some(125),
             complete: false,
         };
-        assert_eq!(copy(&progress), "33 %: 5 of 10 documents, 1.0 GiB of 3.0 GiB, 2m 5s to go");
-        let beyond = CopyProgress { bytes: 4 << 30, eta_seconds: None, ..progress };
-        assert!(copy(&beyond).starts_with("100 %: ") && copy(&beyond).ends_with("of 3.0 GiB"));
+        assert!(copy(&progress).starts_with("33 %: 5 of 10 documents, 1.0 GiB of 3.0 GiB, "));
+        assert_eq!(bars(&status), "");
+        status.resync = Some(progress);
+        let text = render(&status, WallTime::now());
+        assert!(text.lines().nth(1).unwrap().starts_with("resync [#######----"), "{text}");
+        status.copy = progress;
+        assert!(bars(&status).starts_with("copy [#######----"));
     }
 
     #[test]
@@ -318,8 +339,11 @@ deltas
     }
 
     #[test]
-    fn redrawing_leaves_nothing_of_what_stood_there() {
-        assert_eq!(redrawn("a\nb\n"), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+    fn redrawing_leaves_nothing_of_what_stood_there_and_the_state_in_sight() {
+        let drawn = |inside: &str| format!("\x1b[?7l\x1b[H{inside}\x1b[J\x1b[?7h");
+        assert_eq!(redrawn("a\nb\n", 3), drawn("a\x1b[K\nb\x1b[K\n"));
+        assert_eq!(redrawn("a\nb\nc\n", 3), drawn("a\x1b[K\n and 2 lines more\x1b[K\n"));
+        assert_eq!(redrawn("a\n", usize::MAX), drawn("a\x1b[K\n"));
     }
 
     #[tokio::test]

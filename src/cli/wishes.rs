@@ -20,10 +20,11 @@ pub(super) fn run(inputs: &Inputs, wish: &Wish, yes: bool, json: bool) -> ExitCo
         }
         block_on(ask(&socket, wish))
     });
-    if let Err(exit) = asked {
-        return fail(&exit);
-    }
-    let text = if json { "{}\n".to_owned() } else { format!("{}\n", done(wish)) };
+    let answer = match asked {
+        Ok(answer) => answer,
+        Err(exit) => return fail(&exit),
+    };
+    let text = if json { answer + "\n" } else { format!("{}\n", done(wish)) };
     match output::print(&text) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
@@ -65,10 +66,10 @@ pub(super) fn confirmed(question: &str) -> Result<bool, Exit> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-async fn ask(socket: &Path, wish: &Wish) -> Result<(), Exit> {
+async fn ask(socket: &Path, wish: &Wish) -> Result<String, Exit> {
     let (path, body) = request(wish);
     match client::post(socket, path, body.as_ref()).await {
-        Ok(_) => Ok(()),
+        Ok(answer) => Ok(String::from_utf8_lossy(&answer).into_owned()),
         Err(error @ ClientError::Refused { status: 400, .. }) => {
             Err(Exit::new(Code::Usage, error.to_string()))
         }

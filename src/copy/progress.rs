@@ -190,6 +190,7 @@ fn failed(error: &StateError) -> Error {
 pub struct Counters {
     documents: AtomicU64,
     bytes: AtomicU64,
+    bytes_before: AtomicU64,
     documents_total: AtomicU64,
     bytes_total: AtomicU64,
 }
@@ -205,6 +206,19 @@ impl Counters {
     pub fn add(&self, documents: u64, bytes: u64) {
         self.documents.fetch_add(documents, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So much was copied before a restart.
+    pub fn take_over(&self, copied: Size) {
+        self.bytes_before.fetch_add(copied.bytes, Ordering::Relaxed);
+        self.add(copied.documents, copied.bytes);
+    }
+
+    /// Bytes copied since the restart, which say how fast it goes.
+    #[must_use]
+    pub fn bytes_of_this_run(&self) -> u64 {
+        let copied = self.bytes.load(Ordering::Relaxed);
+        copied.saturating_sub(self.bytes_before.load(Ordering::Relaxed))
     }
 
     /// Copied so far.

@@ -65,7 +65,7 @@ impl Copier {
         }
         let progress = self.progress.of(&uuid);
         let copied = progress.copied();
-        self.counters.add(copied.documents, copied.bytes);
+        self.counters.take_over(copied);
         let even = size.bytes / u64::try_from(progress.parts.len().max(1)).unwrap_or(u64::MAX);
         let left = progress.parts.iter().enumerate().filter(|(_, part)| !part.done);
         let left = left.map(|(number, part)| Work {

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::mongo::Side;
-use crate::status::{CollectionDelta, OplogReserve, State, Status};
+use crate::status::{CollectionDelta, CopyProgress, OplogReserve, State, Status};
 use crate::telemetry::counters::COUNTERS;
 
 /// Collections that get a line of their own, those that differ most first: a time series each is a burden on whoever
@@ -40,6 +40,7 @@ pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
     page.gauge("snapsync_state_since_timestamp_seconds", "When it entered that state.", since);
     progress(&mut page, status, reserve);
     copy(&mut page, status);
+    resync(&mut page, status);
     deltas(&mut page, status);
     process(&mut page);
     page.text
@@ -120,6 +121,20 @@ fn copy(page: &mut Page, status: &Status) {
     );
 }
 
+fn resync(page: &mut Page, status: &Status) {
+    let of = |value: fn(&CopyProgress) -> u64| status.resync.as_ref().map(|run| number(value(run)));
+    page.known(
+        "snapsync_resync_bytes",
+        "Bytes copied so far by the resync under way.",
+        of(|run| run.bytes),
+    );
+    page.known(
+        "snapsync_resync_bytes_expected",
+        "Bytes that it has to copy.",
+        of(|run| run.bytes_total),
+    );
+}
+
 fn deltas(page: &mut Page, status: &Status) {
     let sum = signed(status.total_delta);
     page.gauge(
@@ -165,6 +180,19 @@ fn process(page: &mut Page) {
     for side in [Side::Source, Side::Target] {
         page.labelled(name, &[("side", &side.to_string())], number(COUNTERS.retries(side)));
     }
+    let [commands, bytes, documents, refused] = COUNTERS.writes().totals();
+    page.counter(
+        "snapsync_write_commands_total",
+        "Write commands that the target carried out.",
+        commands,
+    );
+    page.counter("snapsync_write_bytes_total", "Bytes of those commands.", bytes);
+    page.counter("snapsync_write_documents_total", "Documents that they wrote.", documents);
+    page.counter(
+        "snapsync_write_errors_total",
+        "Statements and commands that the target refused.",
+        refused,
+    );
     let (bytes, bytes_max) = COUNTERS.spool();
     page.gauge("snapsync_spool_bytes", "Oplog entries kept on the local disk.", number(bytes));
     page.gauge(

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::control::{Control, Refusal, Wish};
+use super::control::{Control, Wish};
 use super::guard::Door;
 use crate::status::{Status, StatusBoard};
 
@@ -108,7 +108,7 @@ async fn discard(State(api): State<Api>, body: Result<Bytes, BytesRejection>) ->
 
 async fn without_options(api: &Api, body: Result<Bytes, BytesRejection>, wish: Wish) -> Response {
     match check_no_options(body) {
-        Ok(()) => answer(api.control.ask(wish).await, StatusCode::OK),
+        Ok(()) => answer(api, wish, StatusCode::OK).await,
         Err(response) => *response,
     }
 }
@@ -130,7 +130,7 @@ async fn resync(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> 
     let text = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
     match serde_json::from_slice::<ResyncOptions>(text) {
         Ok(ResyncOptions { namespaces }) => {
-            answer(api.control.ask(Wish::Resync { namespaces }).await, StatusCode::ACCEPTED)
+            answer(&api, Wish::Resync { namespaces }, StatusCode::ACCEPTED).await
         }
         Err(_) => error(
             StatusCode::BAD_REQUEST,
@@ -152,11 +152,18 @@ fn check_no_options(body: Result<Bytes, BytesRejection>) -> Result<(), Box<Respo
     }
 }
 
-fn answer(result: Result<(), Refusal>, granted: StatusCode) -> Response {
-    match result {
-        Ok(()) => (granted, Json(json!({}))).into_response(),
-        Err(refusal) => error(refusal.status, refusal.message),
+/// What became of a wish: what of the status it may have changed.
+async fn answer(api: &Api, wish: Wish, granted: StatusCode) -> Response {
+    if let Err(refusal) = api.control.ask(wish).await {
+        return error(refusal.status, refusal.message);
     }
+    let status = api.board.read();
+    let changed = json!({
+        "state": status.state,
+        "copying": status.copying,
+        "replaced": status.replaced,
+    });
+    (granted, Json(changed)).into_response()
 }
 
 async fn no_such_path(uri: Uri) -> Response {

@@ -2,6 +2,7 @@
 //! documented shape that only ever grows. The sync room writes it to a [`StatusBoard`]; HTTP, systemd and the commands
 //! read it. Whoever writes here must do so *after* the fact is durable: a position that is not on disk is never shown.
 
+pub mod bar;
 mod board;
 mod lag;
 mod reserve;
@@ -101,6 +102,9 @@ pub struct Status {
     pub totals: Totals,
     /// Names of the collections that a resync is copying again; what is said about the target does not hold for them.
     pub copying: Vec<String>,
+    /// How far the copy of a resync is, while there is one.
+    #[serde(default)]
+    pub resync: Option<CopyProgress>,
     /// What the target does not yet have, and gets at cutover.
     pub held_back: Vec<HeldBack>,
     /// Collections that a resync replaced and that are still kept.
@@ -136,6 +140,7 @@ impl Status {
             copy: CopyProgress::default(),
             totals: Totals::default(),
             copying: Vec::new(),
+            resync: None,
             held_back: Vec::new(),
             replaced: Vec::new(),
             deltas: Vec::new(),
@@ -221,7 +226,7 @@ pub struct WindowReport {
     pub seconds: f64,
 }
 
-/// How far the initial copy is.
+/// How far a copy is: the initial one, or that of a resync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyProgress {
     /// Documents that are durable on the target.
@@ -340,7 +345,7 @@ mod tests {
                      "eta_seconds": 0, "complete": true},
             "totals": {"entries_read": 1, "entries_applied": 1, "documents_copied": 10,
                        "bytes_copied": 99, "windows": 7, "resyncs": 0},
-            "copying": ["shop.carts"],
+            "copying": ["shop.carts"], "resync": null,
             "held_back": [{"collection": "shop.sessions", "what": "TTL of index expires_1"}],
             "replaced": [{"collection": "shop.carts", "kept_as": "shop.snapsync_tmp_1",
                           "until": "2026-01-27T03:00:00.000Z"}],

@@ -21,7 +21,7 @@ use crate::retry::until_reached;
 use crate::source::{catalog, start};
 use crate::spool::{Range, SpoolError, SpoolLimits, SpoolWriter, free_space_limit};
 use crate::state::catalogue::CatalogueStore;
-use crate::status::{CopyProgress, WallTime};
+use crate::status::{CopyProgress, Status, StatusBoard, WallTime};
 use crate::stop::Stop;
 use crate::telemetry::events;
 
@@ -206,9 +206,15 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
     let copier = copier(context, copied, stop).await?;
     let counters = copier.counters.clone();
     let collections = context.catalogue.read().collections.len();
-    events::copy_started(collections, &CopyProgress::default());
+    events::copy_started(collections);
     let copy_stop = stop.child();
-    let showing = tokio::spawn(show(context.clone(), counters.clone(), began, copy_stop.child()));
+    let board = context.board.clone();
+    let showing = show(board, counters.clone(), began, copy_stop.child(), |status, progress| {
+        status.copy = progress;
+        status.totals.documents_copied = progress.documents;
+        status.totals.bytes_copied = progress.bytes;
+    });
+    let showing = tokio::spawn(showing);
     let mut run = std::pin::pin!(copier.run(&copy_stop));
     let outcome = tokio::select! {
         outcome = &mut run => outcome.map_err(Interrupted::from),
@@ -278,15 +284,18 @@ async fn spool_failure(spooler: &Spooler) -> Interrupted {
     }
 }
 
-async fn show(context: Context, counters: Arc<Counters>, began: Instant, stop: Stop) {
+/// Shows how far a copy is until it is stopped, and logs it every few seconds.
+pub(super) async fn show(
+    board: StatusBoard,
+    counters: Arc<Counters>,
+    began: Instant,
+    stop: Stop,
+    put: impl Fn(&mut Status, CopyProgress),
+) {
     let mut round = 0_u32;
     while stop.sleep(SHOW_EVERY).await.is_ok() {
         let progress = progress(&counters, began, false);
-        context.board.update(|status| {
-            status.copy = progress;
-            status.totals.documents_copied = progress.documents;
-            status.totals.bytes_copied = progress.bytes;
-        });
+        board.update(|status| put(status, progress));
         round += 1;
         if round.is_multiple_of(LOG_EVERY) {
             events::copy_progress(&progress);
@@ -298,13 +307,16 @@ fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress
     let (copied, total) = (counters.copied(), counters.total());
     let elapsed = began.elapsed().as_secs_f64();
     let left = total.bytes.saturating_sub(copied.bytes);
+    let since = counters.bytes_of_this_run();
+    // The first few documents say nothing about the speed.
+    let is_telling = since >= ETA_BYTES_MIN.min(total.bytes / 100).max(1);
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "an estimate for people; `as` saturates"
     )]
-    let eta = (copied.bytes > 0).then(|| (left as f64 * elapsed / copied.bytes as f64) as u64);
+    let eta = is_telling.then(|| (left as f64 * elapsed / since as f64) as u64);
     CopyProgress {
         documents: copied.documents,
         documents_total: total.documents.max(copied.documents),
@@ -314,6 +326,9 @@ fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress
         complete,
     }
 }
+
+/// So many bytes, or a hundredth of all, are copied before the time to go is reckoned.
+const ETA_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 /// The catalogue's file in the state directory.
 pub const CATALOGUE_FILE: &str = "catalogue.json";

@@ -27,6 +27,7 @@ pub mod resync;
 pub mod spooling;
 pub mod standing;
 pub mod startup;
+mod stuck;
 pub mod supervisor;
 pub mod track;
 pub mod tuning;

@@ -8,6 +8,7 @@ use bson::{Bson, Document, doc};
 use crate::config::{Config, Uri};
 use crate::mongo::{Deployment, Error, Failure, ServerFacts, Side, Version, run, strangers};
 use crate::source::{start, tail};
+use crate::status::bar::span;
 
 /// What became of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -166,8 +167,9 @@ async fn readable(source: &Deployment) -> Result<Check, Error> {
     let transactions = start::choose(source).await.map(drop);
     match oplog.and_then(|window| transactions.map(|()| window)) {
         Ok(Some((oldest, newest))) => {
-            let hours = newest.saturating_sub(oldest) / 3_600_000;
-            Ok(Check::new(name, Verdict::Pass, format!("readable; it reaches back {hours} hours")))
+            let reach = newest.saturating_sub(oldest).max(0).unsigned_abs();
+            let reach = span(std::time::Duration::from_millis(reach));
+            Ok(Check::new(name, Verdict::Pass, format!("readable; it reaches back {reach}")))
         }
         Ok(None) => Ok(Check::new(name, Verdict::Fail, "the oplog is empty")),
         Err(error) if error.failure == Failure::Privilege => {

@@ -1,6 +1,6 @@
 //! The daemon from its start to its end: one task that owns all others, and all decisions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -10,6 +10,7 @@ use super::feed::Feed;
 use super::following::Follower;
 use super::phase::{Event, Phase};
 use super::resync::{self, kept, lost};
+use super::stuck::StuckWatch;
 use super::{
     commands, copying, identity, mending, pausing, reconcile, reload, reselecting, startup,
 };
@@ -18,7 +19,7 @@ use crate::exit::{Code, Exit};
 use crate::http::control::{Command, Control};
 use crate::position::OpTime;
 use crate::source::tail::{self, TailError};
-use crate::status::{State, StatusBoard};
+use crate::status::{State, Status, StatusBoard, bar};
 use crate::stop::Stop;
 use crate::systemd::{self, Heartbeat, Signals};
 use crate::telemetry::events;
@@ -67,6 +68,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
         let mut work = std::pin::pin!(work(&context, &mut commands, &stop));
         let mut ticks = tokio::time::interval(BEAT_EVERY);
         let mut newest = context.config.clone();
+        let mut stuck = StuckWatch::default();
         loop {
             tokio::select! {
                 outcome = &mut work => break outcome,
@@ -75,7 +77,10 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
                     if let Err(exit) = fall_behind(&context) {
                         break Err(exit);
                     }
-                    show_systemd(&board, &stop);
+                    let status = board.read();
+                    stuck.look(&status, &context, Instant::now());
+                    show_systemd(&status, &stop);
+                    logs.show_progress(bar::line(&status));
                 }
                 Some(_) = reloads.recv() => reload::reload(&inputs, logs, &context, &mut newest),
             }
@@ -102,12 +107,11 @@ fn fall_behind(context: &Context) -> Result<(), Exit> {
     }
 }
 
-fn show_systemd(board: &StatusBoard, stop: &Stop) {
+fn show_systemd(status: &Status, stop: &Stop) {
     if stop.is_requested() {
         systemd::stopping(STOP_WITHIN);
         return;
     }
-    let status = board.read();
     let lag = status.lag_seconds.map_or(String::new(), |lag| format!(", lag {lag:.1} s"));
     let text = match (&status.reason, status.state) {
         (Some(reason), State::Halted) => format!("halted: {reason}"),
@@ -117,6 +121,11 @@ fn show_systemd(board: &StatusBoard, stop: &Stop) {
             format!("copying: {done} of {total} documents")
         }
         (Some(reason), state) => format!("{state}{lag}; {reason}"),
+        (None, state) if !status.copying.is_empty() => {
+            let run = status.resync.unwrap_or_default();
+            let (count, done, total) = (status.copying.len(), run.documents, run.documents_total);
+            format!("{state}{lag}, copying {count} again: {done} of {total} documents")
+        }
         (None, state) => format!("{state}{lag}, delta {}", status.total_delta),
     };
     systemd::status(&text);

@@ -11,6 +11,7 @@ use super::deadline::Deadline;
 use crate::mongo::{Deployment, Error, Transaction, WriteReply, WriteSession};
 use crate::retry::{Backoff, Outage, Stopped, unless_stopped};
 use crate::stop::Stop;
+use crate::telemetry::counters::COUNTERS;
 
 /// Write sessions, handed out one a command. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -96,18 +97,25 @@ impl Writers {
         let mut taken = self.take().await?;
         // There are as many sessions as permits.
         let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
+        let bytes = command.as_bytes().len();
         let command = session.number(command);
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.deployment.side);
         loop {
             self.deadline.hold(stop).await?;
             match unless_stopped(stop, session.send(database, action, &command)).await? {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    COUNTERS.writes().answered(bytes, reply.n, reply.errors.len());
+                    return Ok(reply);
+                }
                 Err(error) if error.is_unreachable() => {
                     outage.report(&error);
                     stop.sleep(backoff.next_delay()).await?;
                 }
-                Err(error) => return Err(Stopped::Failed(error)),
+                Err(error) => {
+                    COUNTERS.writes().refused();
+                    return Err(Stopped::Failed(error));
+                }
             }
         }
     }
@@ -138,7 +146,10 @@ impl Writers {
                     outage.report(&error);
                     stop.sleep(backoff.next_delay()).await?;
                 }
-                Err(Transaction::Failed(error)) => return Err(Stopped::Failed(error)),
+                Err(Transaction::Failed(error)) => {
+                    COUNTERS.writes().refused();
+                    return Err(Stopped::Failed(error));
+                }
             }
         }
     }

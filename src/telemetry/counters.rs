@@ -17,6 +17,16 @@ pub struct Counters {
     spool_bytes_max: AtomicU64,
     spooled_to: AtomicU32,
     log_dropped: AtomicU64,
+    writes: Writes,
+}
+
+/// What the write commands to the target came to.
+#[derive(Debug)]
+pub struct Writes {
+    commands: AtomicU64,
+    bytes: AtomicU64,
+    documents: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Counters {
@@ -28,6 +38,12 @@ impl Counters {
             spool_bytes_max: AtomicU64::new(0),
             spooled_to: AtomicU32::new(0),
             log_dropped: AtomicU64::new(0),
+            writes: Writes {
+                commands: AtomicU64::new(0),
+                bytes: AtomicU64::new(0),
+                documents: AtomicU64::new(0),
+                refused: AtomicU64::new(0),
+            },
         }
     }
 
@@ -47,6 +63,12 @@ impl Counters {
             Side::Source => &self.source_retries,
             Side::Target => &self.target_retries,
         }
+    }
+
+    /// Write commands to the target.
+    #[must_use]
+    pub fn writes(&self) -> &Writes {
+        &self.writes
     }
 
     /// A line of the log was dropped because nobody took it in time.
@@ -81,5 +103,27 @@ impl Counters {
     #[must_use]
     pub fn spooled_to(&self) -> Option<u32> {
         Some(self.spooled_to.load(Ordering::Relaxed)).filter(|second| *second > 0)
+    }
+}
+
+impl Writes {
+    /// The target carried out a command of so many bytes: it wrote some documents, and refused some statements.
+    pub fn answered(&self, bytes: usize, documents: u64, refused: usize) {
+        self.commands.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.documents.fetch_add(documents, Ordering::Relaxed);
+        self.refused.fetch_add(refused as u64, Ordering::Relaxed);
+    }
+
+    /// The target refused a command as a whole.
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Commands carried out, their bytes, and the documents they wrote; what was refused.
+    #[must_use]
+    pub fn totals(&self) -> [u64; 4] {
+        [&self.commands, &self.bytes, &self.documents, &self.refused]
+            .map(|counter| counter.load(Ordering::Relaxed))
     }
 }

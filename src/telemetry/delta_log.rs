@@ -156,6 +156,23 @@ mod tests {
         assert_eq!(logged(&mut log, due + ALL_EVERY, &quiet).0.len(), 101);
     }
 
+    #[test]
+    fn thousands_of_quiet_collections_are_quiet() {
+        let mut log = DeltaLog::new(Mode::Auto);
+        let start = Instant::now();
+        let mut values = vec![0; 5000];
+        assert_eq!(logged(&mut log, start, &values).0.len(), 5000);
+        let mut lines = 0;
+        for round in 1..60 {
+            values[round] = 1;
+            values[round - 1] = 0;
+            let now = start + Duration::from_secs(10) * u32::try_from(round).unwrap();
+            let (collections, databases) = logged(&mut log, now, &values);
+            lines += collections.len() + databases;
+        }
+        assert!(lines < 59 * 4, "{lines}");
+    }
+
     fn logged_names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("shop.{number}")).collect()
     }

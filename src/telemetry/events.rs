@@ -64,20 +64,12 @@ pub fn state_changed(before: State, now: State, reason: Option<&str>) {
     );
 }
 
-/// The initial copy begins, or goes on after a restart; the totals are estimates.
-pub fn copy_started(collections: usize, progress: &CopyProgress) {
-    info!(
-        message_id = kinds::COPY_STARTED,
-        collections,
-        documents = progress.documents_total,
-        bytes = progress.bytes_total,
-        "copying {collections} collections, about {} documents, {}",
-        progress.documents_total,
-        ByteSize(progress.bytes_total),
-    );
+/// The initial copy begins, or goes on after a restart. How much there is gets counted meanwhile.
+pub fn copy_started(collections: usize) {
+    info!(message_id = kinds::COPY_STARTED, collections, "copying {collections} collections");
 }
 
-/// How far the copy is; every few seconds.
+/// How far a copy is, the initial one or that of a resync; every few seconds.
 pub fn copy_progress(progress: &CopyProgress) {
     let eta = progress.eta_seconds.map_or_else(|| "?".to_owned(), |seconds| seconds.to_string());
     info!(

@@ -5,7 +5,7 @@
 //! writes. When the queue is full the record is dropped and counted, and the number is logged once there is room
 //! again.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -76,6 +76,13 @@ impl LogHandle {
         }
     }
 
+    /// Shows a line about what is being done, where the log goes to a terminal; it stands below the log, and each one
+    /// replaces the one before.
+    pub fn show_progress(&self, line: String) {
+        // Nobody misses one that finds no room.
+        let _lost = self.queue.try_send(Message::Progress(line));
+    }
+
     /// How many lines have been dropped since the start because nobody took them.
     #[must_use]
     pub fn dropped_total(&self) -> u64 {
@@ -103,12 +110,16 @@ impl Drop for LogHandle {
 
 enum Message {
     Record(Record),
+    Progress(String),
     Finish,
 }
 
 /// Where records end up.
 pub(super) trait Sink: Send + 'static {
     fn write(&mut self, record: &Record);
+
+    /// Shows what is being done; an empty line shows nothing. Only for terminals.
+    fn progress(&mut self, _line: String) {}
 }
 
 fn sink(format: LogFormat) -> Result<Box<dyn Sink>, LoggingError> {
@@ -118,6 +129,9 @@ fn sink(format: LogFormat) -> Result<Box<dyn Sink>, LoggingError> {
             // Lines on stderr reach the journal too, only without fields.
             Err(_) => Ok(Box::new(Lines { to: io::stderr(), render: text_line })),
         },
+        LogFormat::Auto | LogFormat::Text if io::stderr().is_terminal() => {
+            Ok(Box::new(Terminal { to: io::stderr(), shown: String::new() }))
+        }
         LogFormat::Auto | LogFormat::Text => {
             Ok(Box::new(Lines { to: io::stderr(), render: text_line }))
         }
@@ -181,7 +195,15 @@ fn layer(
 /// Writes records until told to finish, and between them how many were dropped.
 fn write_all(messages: &Receiver<Message>, sink: &mut dyn Sink, backlog: &Backlog) {
     let mut told = 0;
-    while let Ok(Message::Record(record)) = messages.recv() {
+    while let Ok(message) = messages.recv() {
+        let record = match message {
+            Message::Record(record) => record,
+            Message::Progress(line) => {
+                sink.progress(line);
+                continue;
+            }
+            Message::Finish => break,
+        };
         backlog.bytes.fetch_sub(record.bytes(), Ordering::Relaxed);
         sink.write(&record);
         let total = backlog.dropped_total.load(Ordering::Relaxed);
@@ -191,6 +213,7 @@ fn write_all(messages: &Receiver<Message>, sink: &mut dyn Sink, backlog: &Backlo
             told = total;
         }
     }
+    sink.progress(String::new());
 }
 
 /// Puts every event into the queue, or counts it.
@@ -232,6 +255,40 @@ impl<W: Write + Send + 'static> Sink for Lines<W> {
     fn write(&mut self, record: &Record) {
         // When this fails there is nowhere left to complain.
         drop(self.to.write_all((self.render)(record).as_bytes()));
+    }
+}
+
+/// Lines on a terminal, with what is being done below them.
+struct Terminal<W> {
+    to: W,
+    shown: String,
+}
+
+/// Goes to the beginning of the line and clears it.
+const CLEAR_LINE: &str = "\r\x1b[K";
+
+impl<W: Write> Terminal<W> {
+    /// Without wrapping: what does not fit is cut off, or the line could not be cleared again.
+    fn draw(&mut self, above: &str) {
+        let below = match self.shown.as_str() {
+            "" => String::new(),
+            shown => format!("\x1b[?7l{shown}\x1b[?7h"),
+        };
+        // When this fails there is nowhere left to complain.
+        drop(write!(self.to, "{CLEAR_LINE}{above}{below}").and_then(|()| self.to.flush()));
+    }
+}
+
+impl<W: Write + Send + 'static> Sink for Terminal<W> {
+    fn write(&mut self, record: &Record) {
+        self.draw(&text_line(record));
+    }
+
+    fn progress(&mut self, line: String) {
+        if line != self.shown {
+            self.shown = line;
+            self.draw("");
+        }
     }
 }
 
@@ -340,6 +397,19 @@ mod tests {
             records.iter().for_each(|record| lines.write(record));
             assert!(lines.to.starts_with(start.as_bytes()));
         }
+    }
+
+    #[test]
+    fn on_a_terminal_the_log_stays_above_what_is_being_done() {
+        let mut terminal = Terminal { to: Vec::new(), shown: String::new() };
+        let record = caught(|| tracing::info!(target: DELTA_TARGET, "a delta")).remove(0);
+        terminal.progress("copying".to_owned());
+        terminal.progress("copying".to_owned());
+        terminal.write(&record);
+        terminal.progress(String::new());
+        let bar = "\x1b[?7lcopying\x1b[?7h";
+        let expected = format!("\r\x1b[K{bar}\r\x1b[Ka delta\n{bar}\r\x1b[K");
+        assert_eq!(String::from_utf8(terminal.to).unwrap(), expected);
     }
 
     /// stderr of a test is no journal, whatever the environment says about another stream.

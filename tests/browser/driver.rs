@@ -37,7 +37,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // The whole group: Chromium is a child of the driver's and would stay.
         if let Some(group) = rustix::process::Pid::from_raw(self.process.id().cast_signed()) {
-            drop(rustix::process::kill_process_group(group, rustix::process::Signal::KILL));
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
         }
         drop(self.process.wait());
     }

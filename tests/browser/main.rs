@@ -136,7 +136,7 @@ async fn the_page_asks_for_the_token_where_there_is_one() {
     let file = folder.path().join("token");
     std::fs::write(&file, "a-token-of-some-length\n").unwrap();
     let toml = format!("[control]\ntoken_file = \"{}\"", file.display());
-    let daemon = Daemon::start(DaemonOptions::new(&pair.source, &pair.target).toml(&toml));
+    let mut daemon = Daemon::start(DaemonOptions::new(&pair.source, &pair.target).toml(&toml));
     let browser = Browser::start().await;
     browser.open_when_served(&format!("http://{}/", daemon.address())).await;
 
@@ -155,4 +155,39 @@ async fn the_page_asks_for_the_token_where_there_is_one() {
             "document.querySelector('#state').textContent === 'live'",
         )
         .await;
+    pauses_and_resumes(&browser).await;
+    shows_what_is_copied_again(&browser, &mut daemon, &pair).await;
+}
+
+/// With the token something can be done here too, by keyboard as well.
+async fn pauses_and_resumes(browser: &Browser) {
+    let disabled = "document.querySelector('#resume').disabled";
+    browser.wait("there is nothing to resume", disabled).await;
+    browser.press_enter("#pause").await;
+    browser.wait("it is paused", "document.querySelector('#state').textContent === 'paused'").await;
+    assert_eq!(browser.text("#answer").await, "Done: pause");
+    assert!(browser.text("#next").await.contains("snapsync resume"));
+    browser.wait("no second pause", "document.querySelector('#pause').disabled").await;
+    browser.click("#resume").await;
+    browser.wait("it follows", "document.querySelector('#state').textContent === 'live'").await;
+}
+
+async fn shows_what_is_copied_again(browser: &Browser, daemon: &mut Daemon, pair: &Pair) {
+    daemon.configure("[copy]\nmax_bytes_per_second = \"64KiB\"");
+    daemon.signal(Signal::HUP);
+    daemon.wait_log("configuration reloaded").await;
+    let reply = daemon.post("/resync", &json!({"namespaces": ["shop.orders"]})).await.unwrap();
+    assert_eq!(reply.status, 202, "{}", reply.body);
+    assert_eq!(reply.json()["copying"], json!(["shop.orders"]));
+    let again = "document.querySelector('#next').textContent.includes('these collections on the target: shop.orders')";
+    browser.wait("what not to use is named", again).await;
+    let title = "document.querySelector('#copy-title').textContent === 'Copied again' \
+        && !document.querySelector('#copy-section').hidden";
+    browser.wait("how far it is", title).await;
+    // A halt says why, and what to do.
+    let other = pair.target.client().database("shop").collection::<Document>("foreign");
+    other.insert_one(doc! {"_id": 1}).await.unwrap();
+    browser.wait("a halt", "document.querySelector('#state').textContent === 'halted'").await;
+    assert!(browser.text("#reason").await.contains("shop.foreign"));
+    assert!(browser.text("#next").await.contains("then: snapsync resume"));
 }

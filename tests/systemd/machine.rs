@@ -18,6 +18,7 @@ pub struct Machine {
     boot: Child,
     init: u32,
     transcript: String,
+    begun: std::time::Instant,
 }
 
 impl Machine {
@@ -39,7 +40,8 @@ impl Machine {
             .unwrap();
         let said = || std::fs::read_to_string(log).unwrap_or_default();
         let (id, mut init) = (boot.id(), 0);
-        let deadline = std::time::Instant::now() + BOOT_TIME_MAX;
+        let begun = std::time::Instant::now();
+        let deadline = begun + BOOT_TIME_MAX;
         loop {
             assert!(
                 boot.try_wait().unwrap().is_none(),
@@ -57,7 +59,8 @@ impl Machine {
             assert!(std::time::Instant::now() < deadline, "no boot in time ({init}):\n{}", said());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Self { boot, init, transcript: String::new() }
+        eprintln!("{:6.1} s  booted", begun.elapsed().as_secs_f64());
+        Self { boot, init, transcript: String::new(), begun }
     }
 
     /// Runs a command and gives what it said on both streams, and its exit code.
@@ -108,6 +111,7 @@ impl Machine {
 
     /// A sentence between the commands of the transcript.
     pub fn say(&mut self, sentence: &str) {
+        eprintln!("{:6.1} s  {sentence}", self.begun.elapsed().as_secs_f64());
         writeln!(self.transcript, "## {sentence}\n").unwrap();
     }
 

@@ -15,7 +15,7 @@
 mod harness;
 mod machine;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -35,19 +35,45 @@ fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Builds the package as `version` into `folder`.
-fn package(version: &str, folder: &Path) -> PathBuf {
+/// The version of the program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// An earlier one, as long in bytes.
+fn earlier_version() -> String {
+    VERSION.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
+}
+
+/// Builds the package, and puts it as `new.deb` into `folder`.
+fn package(folder: &Path) {
     let made = Command::new(top().join("scripts/package.sh"))
         .arg("deb")
         .env("PROFILE", "dev")
-        .env("DEB_VERSION", version)
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let file = top().join(String::from_utf8(made.stdout).unwrap().trim());
-    let kept = folder.join(file.file_name().unwrap());
-    std::fs::copy(&file, &kept).unwrap();
-    kept
+    std::fs::copy(&file, folder.join("new.deb")).unwrap();
+    std::fs::remove_file(file).unwrap();
+}
+
+/// Makes `old.deb` of it: what an earlier release would be, with a program, a unit and a file of its own.
+fn package_of_before(folder: &Path) {
+    let earlier = earlier_version();
+    assert_ne!(earlier, VERSION);
+    let script = format!(
+        "export LC_ALL=C
+         dpkg-deb --raw-extract new.deb old
+         sed -i 's/^Version: .*/Version: {earlier}-1/' old/DEBIAN/control
+         sed -i 's/{}/{earlier}/g' old/usr/bin/snapsync
+         sed -i 's/^Description=/&Before: /' old/usr/lib/systemd/system/*.service
+         echo before >old/usr/share/doc/snapsync/of-before
+         rm old/DEBIAN/md5sums
+         dpkg-deb --root-owner-group -Zgzip -z1 --build old old.deb
+         rm -rf old",
+        VERSION.replace('.', "\\.")
+    );
+    let made = Command::new("bash").args(["-euc", &script]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// A server's key and certificate, and the authority that signed it.
@@ -110,17 +136,20 @@ async fn from_installation_to_purge() {
     let folder = tempfile::tempdir().unwrap();
     let packages = folder.path().join("packages");
     std::fs::create_dir(&packages).unwrap();
-    let machine = Machine::boot(&packages, &folder.path().join("boot.log")).await;
-    let old = package("0.0.1-1", &packages);
-    let new = package("0.1.0-1", &packages);
-    assert_ne!(old, new);
-    lint(&new);
+    let into = packages.clone();
+    let packaging = tokio::task::spawn_blocking(move || {
+        package(&into);
+        package_of_before(&into);
+    });
+    let log = folder.path().join("boot.log");
+    let (mut machine, packaged) = tokio::join!(Machine::boot(&packages, &log), packaging);
+    packaged.unwrap();
+    let linting = tokio::task::spawn_blocking(move || lint(&packages.join("new.deb")));
     certificates(folder.path());
     let source = source_with_tls(folder.path()).await;
     let target = ReplicaSet::single().await;
     insert(&source, 0).await;
 
-    let mut machine = machine;
     installs(&mut machine);
     is_locked_down(&mut machine);
     refuses_to_start_unconfigured(&mut machine);
@@ -132,8 +161,10 @@ async fn from_installation_to_purge() {
     is_restarted_by_the_watchdog(&mut machine, &source, &target).await;
     does_not_wait_for_the_journal(&mut machine, &source, &target).await;
     refuses_a_bad_reload(&mut machine);
+    an_instance_follows(&mut machine, &source, &target).await;
     is_upgraded(&mut machine, &source, &target).await;
     is_removed_and_purged(&mut machine);
+    linting.await.unwrap();
     if std::env::var_os("SNAPSYNC_BLESS").is_some() {
         write_transcript(machine.transcript());
     }
@@ -163,7 +194,7 @@ fn lint(package: &Path) {
 
 fn installs(machine: &mut Machine) {
     machine.say("Install");
-    machine.show("apt-get install -y /packages/snapsync_0.0.1-1_amd64.deb 2>&1 | tail -n 3");
+    machine.show("apt-get install -y /packages/old.deb 2>&1 | tail -n 3");
     assert_eq!(machine.show_failing("systemctl is-enabled snapsync"), "disabled");
     assert_eq!(machine.show_failing("systemctl is-active snapsync"), "inactive");
     let modes = machine.show("stat -c '%a %U:%G %n' /etc/snapsync /etc/snapsync/snapsync.toml");
@@ -218,6 +249,7 @@ fn configure(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet, fo
         "sed -i 's|^# uri = .*source-1.*|uri = \"{}\"|' /etc/snapsync/snapsync.toml",
         uri.replace('&', "\\&")
     ));
+    machine.run("sed -i 's|^# include = .*|include = [\"shop\"]|' /etc/snapsync/snapsync.toml");
     machine.run("printf '\\n[delta]\\ninterval = \"1s\"\\n[control]\\nlisten = \"\"\\n' >>/etc/snapsync/snapsync.toml");
     machine.run(&format!("umask 077; printf '%s\\n' '{}' >/etc/snapsync/target-uri", target.uri()));
     machine.show(
@@ -343,18 +375,60 @@ fn refuses_a_bad_reload(machine: &mut Machine) {
     assert_eq!(machine.property("ActiveState"), "active");
 }
 
+/// A second migration between the same servers, with a state and a program of its own.
+async fn an_instance_follows(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("A second migration on the same machine");
+    let uri = format!("{}&tls=true&tlsCAFile=/etc/snapsync/ca.pem", source.uri());
+    let file = format!(
+        "[source]\nuri = \"{uri}\"\n[target]\nuri = \"{}\"\n[sync]\ninclude = [\"crm\"]\n[control]\nlisten = \"\"\n",
+        target.uri()
+    );
+    machine.run(&format!("umask 027; printf '%s' '{file}' >/etc/snapsync/crm.toml"));
+    machine.run("chgrp snapsync /etc/snapsync/crm.toml");
+    let people = source.client().database("crm").collection::<Document>("people");
+    people.insert_one(doc! {"_id": 1}).await.unwrap();
+    machine.show("systemctl start snapsync@crm");
+    machine.wait(INSTANCE, "live").await;
+    machine.show("snapsync status --config /etc/snapsync/crm.toml | tail -n 3");
+}
+
+const INSTANCE: &str = "systemctl show snapsync@crm --property StatusText";
+
 async fn is_upgraded(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
     machine.say("Upgrade");
-    let process = machine.property("MainPID");
+    let of = |machine: &Machine| {
+        ["snapsync", "snapsync@crm"]
+            .map(|unit| machine.run(&format!("systemctl show {unit} --value --property MainPID")))
+    };
+    let before = of(machine);
     machine.run("cp /etc/snapsync/snapsync.toml /var/tmp/before");
-    machine.show("apt-get install -y /packages/snapsync_0.1.0-1_amd64.deb 2>&1 | tail -n 2");
+    machine.show("apt-get install -y /packages/new.deb 2>&1 | tail -n 2");
     assert_eq!(machine.show("systemctl is-active snapsync"), "active");
     assert_eq!(machine.run("systemctl is-enabled snapsync"), "enabled");
-    assert_ne!(machine.property("MainPID"), process, "the old program still runs");
+    for (unit, (before, now)) in before.iter().zip(of(machine)).enumerate() {
+        assert_ne!(*before, now, "the old program still runs ({unit})");
+        machine.run(&format!("test \"$(readlink /proc/{now}/exe)\" = /usr/bin/snapsync"));
+    }
     machine.run("cmp /var/tmp/before /etc/snapsync/snapsync.toml");
+    machine.run("! test -e /usr/share/doc/snapsync/of-before");
+    let description = machine.property("Description");
+    assert!(description.starts_with("Keeps one"), "systemd was not told: {description}");
     insert(source, 6000).await;
+    let people = source.client().database("crm").collection::<Document>("people");
+    people.insert_one(doc! {"_id": 2}).await.unwrap();
+    machine.wait(INSTANCE, "live").await;
+    machine
+        .wait("snapsync status --json --config /etc/snapsync/crm.toml", "\"source\":2,\"target\":2")
+        .await;
     level(machine, source, target).await;
-    assert_eq!(copies(machine), 1);
+    let started = machine
+        .show("journalctl -u snapsync -o cat --no-pager | grep -E '^snapsync .* starts' | uniq");
+    assert_eq!(
+        started,
+        format!("snapsync {} starts\nsnapsync {VERSION} starts", earlier_version())
+    );
+    // One for each migration.
+    assert_eq!(copies(machine), 2);
 }
 
 fn is_removed_and_purged(machine: &mut Machine) {

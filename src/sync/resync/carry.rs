@@ -1,6 +1,6 @@
 //! The part of a run that goes on beside the main replay: the copy, the replay of what happened since, the indexes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{RawDocument, RawDocumentBuf};
 
@@ -15,6 +15,7 @@ use crate::replay::scope::Scope;
 use crate::retry::{Stopped, until_reached};
 use crate::source::start;
 use crate::spool::SpoolReader;
+use crate::status::Status;
 use crate::stop::Stop;
 use crate::sync::context::{Context, Interrupted};
 use crate::sync::feed::Entries;
@@ -61,7 +62,19 @@ async fn copy(main: &Context, run: &Context, stop: &Stop) -> Result<(), Interrup
         memory_bytes_max: run.tuning.get().memory_bytes_max / COPY_SHARE,
         ..copying::copier(run, progress, stop).await?
     };
-    copier.run(stop).await.map_err(|stopped| match stopped {
+    let shown = stop.child();
+    let board = main.board.clone();
+    let show = |status: &mut Status, progress| status.resync = Some(progress);
+    let showing =
+        copying::show(board, copier.counters.clone(), Instant::now(), shown.clone(), show);
+    let copying = async {
+        let outcome = copier.run(stop).await;
+        shown.request();
+        outcome
+    };
+    let (outcome, ()) = tokio::join!(copying, showing);
+    main.board.update(|status| status.resync = None);
+    outcome.map_err(|stopped| match stopped {
         // Somebody meddled with what is being made: not the fault of a particular one of them.
         Stopped::Failed(error)
             if error.side == Side::Target && ApplyError::is_divergence(&error) =>
