@@ -25,6 +25,9 @@ const WINDOW_SHARE: u64 = 6;
 /// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
 const GATHER_BEHIND: Duration = Duration::from_secs(5);
 
+/// How long a window in hand may take to its end once a stop was asked for.
+const END_WINDOW_WITHIN: Duration = Duration::from_secs(2);
+
 /// What an oplog that cannot be read means.
 #[must_use]
 pub fn feed_failure(error: &FeedError) -> Interrupted {
@@ -113,7 +116,7 @@ impl Follower {
         let Some(feed) = place else { return Err(Interrupted::Again) };
         let began = Instant::now();
         let exhausted = self.gather(feed, stop).await?;
-        if let Some(carried) = self.track.carry_out(stop).await? {
+        if let Some(carried) = self.carry_out(stop).await? {
             self.report(&carried, began);
             if carried.defines {
                 self.track.set_scope(self.context.catalogue.read().scope());
@@ -131,6 +134,22 @@ impl Follower {
             (false, true) => self.switch_to_spool(place, stop).await,
             (true, false) if may_go_direct => self.switch_to_source(place, stop).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Carries the window out, to its end even if a stop is asked for meanwhile, as long as that does not take long: a
+    /// target that stands still at a window end can be compared, and nothing has to be applied twice.
+    async fn carry_out(&mut self, stop: &Stop) -> Result<Option<Carried>, Interrupted> {
+        let late = Stop::new();
+        let patience = async {
+            stop.requested().await;
+            tokio::time::sleep(END_WINDOW_WITHIN).await;
+            late.request();
+            std::future::pending().await
+        };
+        tokio::select! {
+            carried = self.track.carry_out(&late) => carried,
+            () = patience => Err(Interrupted::Stop),
         }
     }
 
