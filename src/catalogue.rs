@@ -48,6 +48,16 @@ impl Collection {
         self.options.0.get_bool("capped").unwrap_or(false)
     }
 
+    /// Whether somebody who names a collection or a database of the source means this one. A time-series collection is
+    /// known by its own name, not by that of its buckets.
+    #[must_use]
+    pub fn is_meant_by(&self, name: &str) -> bool {
+        let source = &self.source;
+        let series = source.collection.strip_prefix("system.buckets.");
+        let known_as = format!("{}.{}", source.database, series.unwrap_or(&source.collection));
+        known_as == name || source.to_string() == name || source.database == name
+    }
+
     /// Whether any of its indexes other than `_id` refuses equal keys.
     #[must_use]
     pub fn has_unique_index(&self) -> bool {

@@ -29,3 +29,4 @@ pub mod sync;
 pub mod systemd;
 pub mod target;
 pub mod telemetry;
+pub mod verify;

@@ -1,10 +1,12 @@
 //! Places in an oplog: [`Ts`], the timestamp of an entry, and [`OpTime`], a timestamp with the election term it was
 //! written in. Every boundary inside snapsync is one of these, never a wall clock: wall clocks step back, `ts` does
-//! not.
+//! not. And [`Cut`], a place in each of two oplogs.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use bson::Uuid;
 use serde::{Deserialize, Serialize};
 
 /// The timestamp of an oplog entry: seconds since 1970 and an ordinal within that second. Unique and strictly
@@ -62,6 +64,27 @@ impl From<Ts> for bson::Timestamp {
     fn from(ts: Ts) -> Self {
         Self { time: ts.t, increment: ts.i }
     }
+}
+
+/// Two optimes at which both sides hold the same, for every collection that is not held. Reads at them need no pause of
+/// the replay, as long as the servers keep their history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The window end, an optime of the source.
+    pub source: Ts,
+    /// An optime of the target at which everything up to there, and nothing after it, is applied.
+    pub target: Ts,
+    /// What is being copied again, by its UUID on the source.
+    pub held: BTreeSet<Uuid>,
+}
+
+/// What the target is while nothing is applied: the source at an optime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Still {
+    /// An optime of the source.
+    pub source: Ts,
+    /// What is being copied again, by its UUID on the source.
+    pub held: BTreeSet<Uuid>,
 }
 
 /// A text that is not `t:i`, such as `1731681000:3`.

@@ -6,6 +6,7 @@ pub mod output;
 mod reset;
 mod run;
 pub mod status;
+mod verify;
 mod wishes;
 
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ struct Arguments {
     command: Command,
 }
 
-const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 64 usage, 69 a server is unreachable at \
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 64 usage, 65 the sides differ, 69 a server is unreachable at \
 start, 70 internal, 74 local disk, 75 lease held by another, 78 configuration or what only a person \
 can mend at start.
 
@@ -110,6 +111,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compares the contents of both sides while writes go on: documents, options, indexes, views
+    ///
+    /// Reads only. What differs is judged at a moment when both sides have to be the same, so that nothing that is
+    /// merely on its way is reported; what cannot be judged is said to be not proved. Documents that differ are listed
+    /// by their _id. Exit code 65 if anything differs, 1 if something could not be proved.
+    ///
+    /// Example: snapsync verify shop.orders crm --json
+    Verify(verify::Options),
     /// Shows what the running daemon does: state, lag, copy progress, deltas
     ///
     /// Example: snapsync status --watch
@@ -175,6 +184,7 @@ pub fn main() -> ExitCode {
             }
         }
         Command::Reset { yes, json } => reset::run(&inputs, yes, json),
+        Command::Verify(options) => verify::run(&inputs, options),
         Command::Status { json, watch } => ask_status(&inputs, json, watch),
         Command::Pause { json } => wishes::run(&inputs, &Wish::Pause, true, json),
         Command::Resume { json } => wishes::run(&inputs, &Wish::Resume, true, json),

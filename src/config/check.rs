@@ -13,12 +13,12 @@ use super::uris::{SOURCE, TARGET, check_two_deployments, resolve_uri};
 use super::value::Value;
 use super::{
     Config, Control, Copy, Cutover, Delta, DeltaLog, Live, Log, LogFormat, LogLevel, Memory,
-    OnDivergence, OnExistingData, Replay, Resync, Source, Spool, State, Sync, Target, keys,
+    OnDivergence, OnExistingData, Replay, Resync, Source, Spool, State, Sync, Target, Verify, keys,
 };
 use crate::selection::Selection;
 
 /// Switches for features that are documented but not built: they may be written, but only as `false`.
-const NOT_AVAILABLE: [&str; 3] = ["verify.continuous", "archive.enabled", "archive.only"];
+const NOT_AVAILABLE: [&str; 2] = ["archive.enabled", "archive.only"];
 
 /// The file name of the unix socket in its directory.
 const SOCKET_NAME: &str = "control.sock";
@@ -276,6 +276,10 @@ fn assemble(
         delta: Delta {
             interval: *settings.duration("delta.interval"),
             log: DeltaLog::from_word(settings.choice("delta.log")),
+        },
+        verify: Verify {
+            continuous: *settings.bool("verify.continuous"),
+            max_bytes_per_second: limit("verify.max_bytes_per_second"),
         },
         spool: Spool { max_bytes: limit("spool.max_bytes") },
         state: State { directory: path("state.directory") },

@@ -50,6 +50,8 @@ pub struct Config {
     pub memory: Memory,
     /// Counting documents.
     pub delta: Delta,
+    /// Comparing contents.
+    pub verify: Verify,
     /// Oplog entries on disk.
     pub spool: Spool,
     /// What snapsync keeps.
@@ -132,6 +134,15 @@ pub struct Delta {
     pub interval: Duration,
     /// Which deltas are logged.
     pub log: DeltaLog,
+}
+
+/// `[verify]`
+#[derive(Debug, Clone)]
+pub struct Verify {
+    /// Whether the daemon compares contents all the time.
+    pub continuous: bool,
+    /// Bytes of each side that it reads a second for that; `None` = no limit.
+    pub max_bytes_per_second: Option<u64>,
 }
 
 /// `[spool]`

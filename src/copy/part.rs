@@ -13,7 +13,7 @@ use super::{Copier, prepare};
 use crate::mongo::{Error, Side, StatementError};
 use crate::oplog::document;
 use crate::retry::{Backoff, Outage, Stopped};
-use crate::source::scan::{Scan, ScanRequest};
+use crate::source::scan::{Scan, ScanRequest, Which};
 use crate::stop::Stop;
 use crate::target::statements::{self, Place};
 
@@ -83,7 +83,7 @@ impl Copier {
         let part = self.progress.part(&work.uuid, work.part);
         let request = ScanRequest {
             database: collection.source.database.clone(),
-            uuid: work.uuid,
+            collection: Which::Uuid(work.uuid),
             natural: collection.is_capped(),
             from_id: part.resume_id(),
             until_id: part.until_id,

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::mongo::Side;
-use crate::status::{CollectionDelta, CopyProgress, OplogReserve, State, Status};
+use crate::status::{CollectionDelta, CopyProgress, OplogReserve, State, Status, VerifyReport};
 use crate::telemetry::counters::COUNTERS;
 
 /// Collections that get a line of their own, those that differ most first: a time series each is a burden on whoever
@@ -42,6 +42,7 @@ pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
     copy(&mut page, status);
     resync(&mut page, status);
     deltas(&mut page, status);
+    verified(&mut page, status);
     process(&mut page);
     page.text
 }
@@ -172,6 +173,29 @@ fn deltas(page: &mut Page, status: &Status) {
     for delta in most.into_iter().take(COLLECTIONS_MAX) {
         page.labelled(name, &[("collection", &delta.collection)], signed(delta.delta));
     }
+}
+
+fn verified(page: &mut Page, status: &Status) {
+    let nothing = VerifyReport::default();
+    let report = status.verify.as_ref().unwrap_or(&nothing);
+    page.counter("snapsync_verified_documents_total", "Documents compared.", report.documents);
+    page.counter("snapsync_verified_bytes_total", "Bytes of documents compared.", report.bytes);
+    page.counter(
+        "snapsync_verify_differences_total",
+        "Times that contents of a collection were found to differ.",
+        report.differences,
+    );
+    let round = report.last_round.as_ref();
+    page.known(
+        "snapsync_verify_round_timestamp_seconds",
+        "When the last complete round of comparing began.",
+        round.map(|round| seconds(round.began.as_ms())),
+    );
+    page.known(
+        "snapsync_verify_collections_unproven",
+        "Collections that the last complete round could not judge.",
+        round.map(|round| number(round.unproven)),
+    );
 }
 
 fn process(page: &mut Page) {

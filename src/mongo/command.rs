@@ -1,8 +1,9 @@
 //! Running a command. The driver reports a command whose *writes* failed as a success, inherits no write concern for it
 //! and never repeats it, so the reply is read here.
 
-use bson::{Document, RawDocumentBuf};
-use futures_util::StreamExt;
+use bson::{Document, RawDocument, RawDocumentBuf};
+use futures_util::{Stream, StreamExt};
+use mongodb::raw_batch_cursor::RawBatch;
 
 use super::client::Deployment;
 use super::error::Error;
@@ -51,18 +52,33 @@ pub async fn cursor_documents(
     action: &str,
     command: Document,
 ) -> Result<Vec<RawDocumentBuf>, Error> {
-    let failed = |error: mongodb::error::Error| deployment.error(action, &error);
     let db = deployment.client.database(database);
-    let mut cursor = db.run_cursor_command(command).batch().await.map_err(failed)?;
+    let failed = |error: mongodb::error::Error| deployment.error(action, &error);
+    let cursor = db.run_cursor_command(command).batch().await.map_err(failed)?;
     let mut documents = Vec::new();
-    while let Some(batch) = cursor.next().await {
+    visit(deployment, action, cursor, &mut |document| documents.push(document.to_owned())).await?;
+    Ok(documents)
+}
+
+/// Shows every document of a cursor, and keeps one batch of them at a time.
+///
+/// # Errors
+/// A fetch failed.
+pub(super) async fn visit(
+    deployment: &Deployment,
+    action: &str,
+    mut batches: impl Stream<Item = Result<RawBatch, mongodb::error::Error>> + Unpin,
+    visitor: &mut (dyn FnMut(&RawDocument) + Send),
+) -> Result<(), Error> {
+    let failed = |error: mongodb::error::Error| deployment.error(action, &error);
+    while let Some(batch) = batches.next().await {
         let batch = batch.map_err(failed)?;
         for document in batch.doc_slices().map_err(failed)? {
             let document = document.map_err(|error| failed(error.into()))?;
             if let Some(document) = document.as_document() {
-                documents.push(document.to_owned());
+                visitor(document);
             }
         }
     }
-    Ok(documents)
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a deployment says it holds: databases, collections, views, indexes.
 
-use bson::{Document, Uuid, doc};
+use bson::{Bson, Document, Uuid, doc};
 
 use super::client::Deployment;
 use super::command::{cursor_documents, run};
@@ -80,12 +80,12 @@ pub async fn matching(
 
 fn uuid_of(info: &Document) -> Option<Uuid> {
     match info.get("uuid") {
-        Some(bson::Bson::Binary(binary)) => binary.to_uuid().ok(),
+        Some(Bson::Binary(binary)) => binary.to_uuid().ok(),
         _ => None,
     }
 }
 
-/// The indexes of the collection with this UUID, `_id` included. An index that is still being built is left out:
+/// The indexes of the collection with this UUID or name, `_id` included. An index that is still being built is left out:
 /// whether it will ever be there is told by a later oplog entry.
 ///
 /// # Errors
@@ -93,10 +93,10 @@ fn uuid_of(info: &Document) -> Option<Uuid> {
 pub async fn indexes(
     deployment: &Deployment,
     database: &str,
-    uuid: Uuid,
+    collection: impl Into<Bson>,
 ) -> Result<Vec<Document>, Error> {
     let action = format!("list the indexes of a collection of {database}");
-    let command = doc! { "listIndexes": uuid, "includeBuildUUIDs": true };
+    let command = doc! { "listIndexes": collection, "includeBuildUUIDs": true };
     let documents = cursor_documents(deployment, database, &action, command).await?;
     let parsed = documents.iter().map(|document| Document::try_from(document.as_ref()));
     let indexes: Result<Vec<Document>, _> = parsed.collect();

@@ -1,4 +1,5 @@
-//! Reading a whole collection in batches of raw documents, by UUID, so that a rename meanwhile does no harm.
+//! Reading a whole collection in batches of raw documents. The copy reads by UUID, so that a rename meanwhile does no
+//! harm.
 
 use bson::spec::ElementType;
 use bson::{RawBson, RawDocumentBuf, Uuid, cstr, rawdoc};
@@ -15,13 +16,31 @@ const BATCH_DOCUMENTS_MAX: u64 = 100_000;
 /// What 5.0 says of the hint `{_id: 1}` for buckets, which have no such index.
 const BAD_VALUE: i32 = 2;
 
+/// Which collection of a database. Reading by UUID takes a privilege that those who only write a target do not need.
+#[derive(Debug, Clone)]
+pub enum Which {
+    /// Whatever its name.
+    Uuid(Uuid),
+    /// Whatever has this name.
+    Name(String),
+}
+
+impl From<&Which> for RawBson {
+    fn from(which: &Which) -> Self {
+        match which {
+            Which::Uuid(uuid) => Self::Binary(bson::Binary::from(*uuid)),
+            Which::Name(name) => Self::String(name.clone()),
+        }
+    }
+}
+
 /// What to read.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
     /// Database of the collection.
     pub database: String,
-    /// UUID of the collection.
-    pub uuid: Uuid,
+    /// Which collection of it.
+    pub collection: Which,
     /// Read in natural order (capped collections) instead of by `_id`.
     pub natural: bool,
     /// Begin at this `{_id}`, inclusive. Only by `_id`.
@@ -37,7 +56,7 @@ pub struct ScanRequest {
 impl ScanRequest {
     fn command(&self) -> RawDocumentBuf {
         let mut command = RawDocumentBuf::new();
-        command.append(cstr!("find"), bson::Binary::from(self.uuid));
+        command.append(cstr!("find"), RawBson::from(&self.collection));
         if self.natural {
             command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
         } else {
@@ -58,7 +77,7 @@ impl ScanRequest {
         let open_end = self.from_id.is_some() && self.until_id.is_none() && !self.natural;
         open_end.then(|| {
             let mut command = RawDocumentBuf::new();
-            command.append(cstr!("find"), bson::Binary::from(self.uuid));
+            command.append(cstr!("find"), RawBson::from(&self.collection));
             command.append(cstr!("filter"), rawdoc! { "_id": RawBson::MaxKey });
             self.finish(command)
         })
@@ -68,7 +87,7 @@ impl ScanRequest {
     /// the order of their `_id`s, which are all of one type.
     fn command_for_buckets(&self) -> RawDocumentBuf {
         let mut command = RawDocumentBuf::new();
-        command.append(cstr!("find"), bson::Binary::from(self.uuid));
+        command.append(cstr!("find"), RawBson::from(&self.collection));
         command.append(cstr!("hint"), rawdoc! { "$natural": 1 });
         let mut range = RawDocumentBuf::new();
         let bounds = [(cstr!("$gte"), &self.from_id), (cstr!("$lt"), &self.until_id)];
@@ -216,7 +235,7 @@ mod tests {
     fn a_resumed_scan_begins_at_an_id_of_any_type() {
         let request = ScanRequest {
             database: "d".into(),
-            uuid: Uuid::new(),
+            collection: Which::Uuid(Uuid::new()),
             natural: false,
             from_id: Some(rawdoc! { "_id": f64::NAN }),
             until_id: Some(rawdoc! { "_id": "x" }),

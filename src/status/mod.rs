@@ -6,6 +6,7 @@ pub mod bar;
 mod board;
 mod lag;
 mod reserve;
+mod verify;
 mod wall;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::position::Ts;
 pub use board::StatusBoard;
 pub use lag::{LagFacts, Now, SOURCE_SEEN_MAX, lag};
 pub use reserve::{OplogFacts, OplogReserve};
+pub use verify::{Noted, VerifiedRound, VerifyReport};
 pub use wall::{ParseWallTimeError, WallTime};
 
 /// Where the daemon is in its life.
@@ -115,6 +117,9 @@ pub struct Status {
     pub databases: Vec<DatabaseDelta>,
     /// Difference in documents, summed over everything.
     pub total_delta: i64,
+    /// The verification that goes on all the time, where that is configured.
+    #[serde(default)]
+    pub verify: Option<VerifyReport>,
     /// The cutover under way, or its report.
     pub cutover: Option<serde_json::Value>,
     /// The archive, where one is kept.
@@ -146,6 +151,7 @@ impl Status {
             deltas: Vec::new(),
             databases: Vec::new(),
             total_delta: 0,
+            verify: None,
             cutover: None,
             archive: None,
         }
@@ -352,6 +358,15 @@ mod tests {
             "deltas": [{"collection": "shop.orders", "target_collection": "crm.orders",
                         "source": 10, "target": 8, "delta": 2, "exact": false}],
             "databases": [{"database": "shop", "delta": 2}], "total_delta": 2,
+            "verify": {"round": 2, "since": "2026-01-26T03:00:00.000Z", "collection": "shop.orders",
+                       "collections": 1, "collections_total": 2, "documents": 30, "bytes": 297,
+                       "differences": 1,
+                       "different": [{"collection": "shop.carts", "what": "1 documents different",
+                                      "at": "2026-01-26T03:00:00.000Z"}],
+                       "unproven": [],
+                       "last_round": {"began": "2026-01-26T02:00:00.000Z", "equal": 1,
+                                      "finished": "2026-01-26T03:00:00.000Z",
+                                      "different": 1, "unproven": 0}},
             "cutover": null, "archive": null });
         assert_eq!(serde_json::to_value(samples::live()).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), samples::live());
@@ -368,6 +383,7 @@ mod tests {
             "lag_seconds",
             "oplog_window_seconds",
             "window",
+            "verify",
             "cutover",
             "archive",
         ] {

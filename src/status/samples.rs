@@ -53,6 +53,28 @@ pub(crate) fn live() -> Status {
         kept_as: "shop.snapsync_tmp_1".into(),
         until: time("2026-01-27T03:00:00.000Z"),
     }];
+    let began = time("2026-01-26T02:00:00.000Z");
+    let at = status.since;
+    let (collection, what) = ("shop.carts".into(), "1 documents different".into());
+    status.verify = Some(VerifyReport {
+        round: 2,
+        since: Some(at),
+        collection: Some("shop.orders".into()),
+        collections: 1,
+        collections_total: 2,
+        documents: 30,
+        bytes: 297,
+        differences: 1,
+        different: vec![Noted { collection, what, at }],
+        unproven: Vec::new(),
+        last_round: Some(VerifiedRound {
+            began,
+            finished: at,
+            equal: 1,
+            different: 1,
+            unproven: 0,
+        }),
+    });
     status.set_deltas(vec![CollectionDelta {
         collection: "shop.orders".into(),
         target_collection: "crm.orders".into(),

@@ -42,12 +42,8 @@ fn select(context: &Context, names: &[String]) -> Result<Vec<Uuid>, Refusal> {
     let mut selected = Vec::new();
     for name in names {
         let before = selected.len();
-        let found = catalogue.collections.iter().filter(|(_, collection)| {
-            let source = &collection.source;
-            let series = source.collection.strip_prefix("system.buckets.");
-            let known_as = format!("{}.{}", source.database, series.unwrap_or(&source.collection));
-            known_as == *name || source.to_string() == *name || source.database == *name
-        });
+        let all = catalogue.collections.iter();
+        let found = all.filter(|(_, collection)| collection.is_meant_by(name));
         selected.extend(found.map(|(uuid, _)| *uuid));
         if selected.len() == before {
             let text = format!("{name:?} is no collection or database that is followed");

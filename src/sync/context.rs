@@ -135,6 +135,8 @@ pub struct Context {
     pub verified: Verified,
     /// Limit of the copy.
     pub pace: Arc<Pace>,
+    /// Limit of the verification that goes on all the time.
+    pub verify_pace: Arc<Pace>,
     /// Where the replay and those who watch the target meet.
     pub desk: Desk,
 }

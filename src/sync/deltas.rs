@@ -233,7 +233,7 @@ impl Counter {
     async fn exact(&self, exactly: &mut Counters, found: &Counted) -> Result<Option<Exact>, Error> {
         let asked = self.desk.ask();
         let Ok(Ok(cut)) = tokio::time::timeout(CUT_WITHIN, asked).await else { return Ok(None) };
-        let exact = exactly.count(found.uuid, &found.collection, cut).await?;
+        let exact = exactly.count(found.uuid, &found.collection, &cut).await?;
         Ok(exact.filter(|_| self.is_followed_as(found)))
     }
 

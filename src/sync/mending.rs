@@ -8,14 +8,13 @@ use bson::Uuid;
 use tokio::task::JoinHandle;
 
 use super::context::{Context, Interrupted};
-use super::divergence::desk::Cut;
 use super::divergence::lists::{self, Differences};
 use super::feed::Feed;
 use super::resync::{Outcome, Resync, ended, give_up, kept};
 use super::track::Track;
 use crate::config::OnDivergence;
 use crate::mongo::Hello;
-use crate::position::Ts;
+use crate::position::{Cut, Ts};
 use crate::retry::until_reached;
 use crate::stop::Stop;
 
@@ -211,7 +210,8 @@ async fn cut(main: &Context, track: &Track, stop: &Stop) -> Result<Cut, Interrup
     let target = &main.target;
     let ask = || async { Hello::ask(target).await?.majority_optime(target) };
     let (newest, _) = until_reached(target.side, stop, ask).await?;
-    Ok(Cut { source: track.resume().applied.ts, target: newest.ts })
+    let held = main.catalogue.read().repair.held.keys().copied().collect();
+    Ok(Cut { source: track.resume().applied.ts, target: newest.ts, held })
 }
 
 /// Gives up a run that cannot go on.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::divergence::desk::Desk;
 use super::ownership;
 use super::phase::Phase;
 use super::record::RecordStore;
 use crate::exit::{Code, Exit};
 use crate::mongo::Error;
+use crate::position::Cut;
 use crate::retry::Outage;
 use crate::state::catalogue::CatalogueStore;
 use crate::stop::Stop;
@@ -19,6 +21,8 @@ use crate::target::lease::{Lease, Renewed};
 
 /// How often.
 const MIRROR_EVERY: Duration = Duration::from_secs(5);
+/// How long a cut is waited for; without one the last one stands.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether what is on the target has been seen to be no older than the state directory says: before that it must not be
 /// written over. Cheap to clone.
@@ -63,6 +67,8 @@ pub struct Mirroring {
     pub catalogue: Arc<CatalogueStore>,
     /// Whether it may begin.
     pub verified: Verified,
+    /// Where cuts are asked for: those who verify from elsewhere find the newest one in the mirror.
+    pub desk: Desk,
 }
 
 /// The catalogue that is on the target.
@@ -72,6 +78,7 @@ struct Stored {
     saves: Option<u64>,
     versions: i64,
     reference: Option<CatalogueReference>,
+    cut: Option<Cut>,
 }
 
 impl Mirroring {
@@ -99,6 +106,9 @@ impl Mirroring {
 
     async fn mirror(&self, stored: &mut Stored) -> Result<Result<Renewed, Error>, Exit> {
         // In this order: a catalogue that is newer than the position does no harm, an older one would.
+        if let Ok(Ok(cut)) = tokio::time::timeout(CUT_WITHIN, self.desk.ask()).await {
+            stored.cut = Some(cut);
+        }
         let record = self.records.get();
         let saves = self.catalogue.saves();
         if stored.saves != Some(saves) {
@@ -117,7 +127,9 @@ impl Mirroring {
             Exit::new(Code::Internal, format!("the record cannot be mirrored: {error}"))
         })?;
         let catalogue = stored.reference.as_ref();
-        let renewed = mirror::store_record(&self.lease, sequence, &json, catalogue).await;
+        let renewed =
+            mirror::store_record(&self.lease, sequence, &json, catalogue, stored.cut.as_ref())
+                .await;
         if !matches!(renewed, Ok(Renewed::Ours)) {
             return Ok(renewed);
         }

@@ -31,4 +31,5 @@ mod stuck;
 pub mod supervisor;
 pub mod track;
 pub mod tuning;
+pub mod verifying;
 pub mod watch;

@@ -52,6 +52,17 @@ pub struct Record {
     pub mirrored: u64,
 }
 
+impl Record {
+    /// The optime that the target is the source at, as long as nothing is applied; `None` if a window was cut short, or
+    /// the target was never the source at one moment yet.
+    #[must_use]
+    pub fn consistent_at(&self) -> Option<Ts> {
+        let at = self.resume?.applied.ts;
+        let from = self.phase.consistent_from()?;
+        (at >= from && self.intent.is_none_or(|intent| intent <= at)).then_some(at)
+    }
+}
+
 /// Identities of the two replica sets; `None` where the user may not read it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ReplicaSets {

@@ -207,6 +207,10 @@ mod tests {
             sequence,
             record: serde_json::to_string(record).unwrap(),
             catalogue: None,
+            generation: 1,
+            is_held: false,
+            cut: None,
+            still: None,
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) fn reload(
     let changes = newest.changes(&loaded);
     logs.set_level(loaded.log.level);
     context.pace.set(loaded.copy.max_bytes_per_second.unwrap_or(0));
+    context.verify_pace.set(loaded.verify.max_bytes_per_second.unwrap_or(0));
     context.tuning.set(Tuning::from(&loaded));
     *newest = Arc::new(loaded);
     tracing::info!("configuration reloaded; taken over: {}", list(&changes.reloadable));

@@ -12,11 +12,12 @@ use super::context::{Context, Interrupted};
 use super::deltas::Counter;
 use super::divergence::desk::Desk;
 use super::mirroring::{Mirroring, Verified};
-use super::phase::Event;
+use super::phase::{Event, Phase};
 use super::preflight::{self, Check, Verdict};
 use super::record::{Record, RecordStore, ReplicaSets};
 use super::standing::Standing;
 use super::tuning::{InForce, Tuning};
+use super::verifying::Continuous;
 use super::watch;
 use super::{carried, copying, ownership, recovery};
 use crate::config::{Config, OnExistingData};
@@ -27,8 +28,10 @@ use crate::http::server::Server;
 use crate::mongo::{
     Deployment, Error, PoolOptions, ServerFacts, Side, Version, replica_set_identity,
 };
+use crate::position::Still;
 use crate::source::catalog;
 use crate::state::Audit;
+use crate::state::catalogue::CatalogueStore;
 use crate::state::{LockError, StateLock};
 use crate::status::{self, StatusBoard, WallTime};
 use crate::stop::Stop;
@@ -48,6 +51,8 @@ const CONTROL_CONNECTIONS: u32 = 8;
 #[derive(Debug)]
 pub struct Held {
     lease: Lease,
+    records: Arc<RecordStore>,
+    catalogue: Arc<CatalogueStore>,
     stop: Stop,
     tasks: Tasks,
     _lock: StateLock,
@@ -64,7 +69,8 @@ impl Held {
         // After a failure writes may still be under way: then the lease is left to expire.
         if outcome.is_ok()
             && in_order
-            && let Err(error) = self.lease.release().await
+            && let Err(error) =
+                self.lease.release(still(&self.records, &self.catalogue).as_ref()).await
         {
             tracing::info!("the lease is left to expire: {error}");
         }
@@ -100,7 +106,15 @@ pub async fn start(
     let mut tasks = Tasks::new();
     match prepare(config, board, control, &mut tasks, stop).await {
         Ok((context, lease, lock)) => {
-            Ok((context, Held { lease, stop: stop.clone(), tasks, _lock: lock }))
+            let held = Held {
+                lease,
+                records: context.records.clone(),
+                catalogue: context.catalogue.clone(),
+                stop: stop.clone(),
+                tasks,
+                _lock: lock,
+            };
+            Ok((context, held))
         }
         // Perhaps not by a person: a lease that is lost stops everything.
         Err(Interrupted::Stop) => {
@@ -153,14 +167,15 @@ async fn prepare(
     let count = config.copy_workers() * 2;
     let writers = Writers::start(target.clone(), deadline.clone(), count).await;
     let writers = writers.map_err(|error| Exit::at_start(&error))?;
-    keep_lease(&grant, &writers, &deadline, &records, tasks, stop);
-    let verified = Verified::default();
+    keep_lease(&grant, &writers, &deadline, (&records, &catalogue), tasks, stop);
+    let (verified, desk) = (Verified::default(), Desk::default());
     let mirroring = Mirroring {
         lease: grant.lease.clone(),
         deadline: deadline.clone(),
         records: records.clone(),
         catalogue: catalogue.clone(),
         verified: verified.clone(),
+        desk: desk.clone(),
     };
     stopping_all(tasks, mirroring.run(stop.clone()), stop);
     ownership::fence(&config, &grant, stop).await?;
@@ -170,8 +185,9 @@ async fn prepare(
         writers,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
+        verify_pace: Arc::new(Pace::new(config.verify.max_bytes_per_second.unwrap_or(0))),
         settled: Arc::default(),
-        desk: Desk::default(),
+        desk,
         verified,
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
@@ -329,23 +345,36 @@ fn keep_lease(
     grant: &Grant,
     writers: &Writers,
     deadline: &Deadline,
-    records: &Arc<RecordStore>,
+    state: (&Arc<RecordStore>, &Arc<CatalogueStore>),
     tasks: &mut Tasks,
     stop: &Stop,
 ) {
-    let records = records.clone();
+    let (records, catalogue) = (state.0.clone(), state.1.clone());
     let sessions = writers.ids().iter().copied().chain(grant.all_fenced()).collect();
-    // For people who look at the target; the mirror has it all.
+    // For people who look at the target, and those who verify; the mirror has all the rest.
     let fields = move || {
         let record = records.get();
+        let stands = matches!(record.phase, Phase::Paused { .. } | Phase::Halted { .. });
+        let stands = still(&records, &catalogue).filter(|_| stands);
         doc! {
             "phase": record.phase.state().to_string(),
             "resume": record.resume.map(|resume| bson::Timestamp::from(resume.applied.ts)),
+            "still": stands.and_then(|still| bson::serialize_to_bson(&still).ok()),
         }
     };
     let kept =
         ownership::keep(grant.lease.clone(), deadline.clone(), sessions, fields, stop.clone());
     stopping_all(tasks, kept, stop);
+}
+
+/// What the target is if nothing is applied.
+fn still(records: &RecordStore, catalogue: &CatalogueStore) -> Option<Still> {
+    let (is_built, held) = {
+        let catalogue = catalogue.read();
+        (catalogue.indexes_built, catalogue.repair.held.keys().copied().collect())
+    };
+    let at = records.get().consistent_at().filter(|_| is_built);
+    at.map(|source| Still { source, held })
 }
 
 /// Runs a task whose end is the end of everything: whoever has lost the lease must not write any more.
@@ -404,4 +433,11 @@ fn watch_over(context: &Context, asking: &Deployment, tasks: &mut Tasks, stop: &
         counting.await;
         Ok(())
     });
+    if context.config.verify.continuous {
+        let verifying = Continuous::new(context, asking, stop).run();
+        tasks.spawn(async move {
+            verifying.await;
+            Ok(())
+        });
+    }
 }

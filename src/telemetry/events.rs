@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::kinds;
 use crate::exit::Exit;
 use crate::mongo::Side;
-use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, WallTime};
+use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, VerifiedRound, WallTime};
 
 /// The target of delta lines; as text they are printed bare.
 pub const DELTA_TARGET: &str = "snapsync::delta";
@@ -210,6 +210,23 @@ pub fn resync_finished(ns: &str, took: Duration) {
     info!(
         message_id = kinds::RESYNC_FINISHED,
         ns, seconds, "resync of {ns} finished after {seconds} s"
+    );
+}
+
+/// Verifying found that contents differ.
+pub fn verified_different(ns: &str, what: &str) {
+    error!(message_id = kinds::VERIFIED_DIFFERENT, ns, what, "contents of {ns} differ: {what}");
+}
+
+/// Every collection was verified once more.
+pub fn verified(round: &VerifiedRound) {
+    let VerifiedRound { equal, different, unproven, .. } = *round;
+    info!(
+        message_id = kinds::VERIFIED,
+        equal,
+        different,
+        unproven,
+        "verified all collections: {equal} equal, {different} different, {unproven} not proved"
     );
 }
 

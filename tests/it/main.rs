@@ -31,4 +31,5 @@ mod scenario;
 mod selecting;
 mod takeover;
 mod transactions;
+mod verifying;
 mod versions;

@@ -7,17 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bson::Uuid;
 use tokio::sync::oneshot;
 
-use crate::position::Ts;
-
-/// Two optimes at which both sides hold the same, for every collection that is not held. Reads at them need no pause
-/// of the replay, as long as the servers keep their history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
-    /// The window end, an optime of the source.
-    pub source: Ts,
-    /// An optime of the target at which everything up to there, and nothing after it, is applied.
-    pub target: Ts,
-}
+use crate::position::Cut;
 
 /// The meeting place. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +30,9 @@ impl Desk {
     #[must_use]
     pub fn ask(&self) -> oneshot::Receiver<Cut> {
         let (sender, receiver) = oneshot::channel();
-        self.inner().asked.push(sender);
+        let mut inner = self.inner();
+        inner.asked.retain(|asked| !asked.is_closed());
+        inner.asked.push(sender);
         receiver
     }
 
@@ -54,7 +46,7 @@ impl Desk {
     pub fn answer(&self, cut: Cut) {
         for asked in std::mem::take(&mut self.inner().asked) {
             // Whoever asked may have gone.
-            let _gone = asked.send(cut);
+            let _gone = asked.send(cut.clone());
         }
     }
 
@@ -78,14 +70,17 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::Ts;
+    use std::collections::BTreeSet;
 
     #[tokio::test]
     async fn everybody_who_asked_gets_the_next_cut_or_hears_that_there_is_none() {
         let desk = Desk::default();
         let (first, second) = (desk.ask(), desk.ask());
-        let cut = Cut { source: Ts::new(1, 1), target: Ts::new(2, 1) };
-        desk.answer(cut);
-        assert_eq!((first.await, second.await), (Ok(cut), Ok(cut)));
+        let held = BTreeSet::new();
+        let cut = Cut { source: Ts::new(1, 1), target: Ts::new(2, 1), held };
+        desk.answer(cut.clone());
+        assert_eq!((first.await, second.await), (Ok(cut.clone()), Ok(cut)));
         let third = desk.ask();
         assert!(desk.is_asked());
         desk.close();

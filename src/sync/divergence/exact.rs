@@ -2,11 +2,10 @@
 
 use bson::{Timestamp, Uuid, doc};
 
-use super::desk::Cut;
 use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, SnapshotReader, bson_count, listing};
 use crate::namespace::Namespace;
-use crate::position::Ts;
+use crate::position::{Cut, Ts};
 
 /// What exact counts found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +49,7 @@ impl Counters {
         &mut self,
         uuid: Uuid,
         collection: &Collection,
-        cut: Cut,
+        cut: &Cut,
     ) -> Result<Option<Exact>, Error> {
         let Collection { source: name, target, .. } = collection;
         let counted = tokio::join!(

@@ -8,8 +8,9 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use serde::{Deserialize, Serialize};
 
-use super::{COLLECTION, DATABASE, Lease, Renewed};
+use super::{COLLECTION, DATABASE, Lease, Renewed, is_live};
 use crate::mongo::{Deployment, Error, bson_count, cursor_documents, run};
+use crate::position::{Cut, Still};
 
 const CATALOGUE: &str = "catalogue";
 /// Bytes of a piece: well below the 16 MiB that a document may have.
@@ -44,6 +45,14 @@ pub struct Mirror {
     pub record: String,
     /// The catalogue that belongs to it.
     pub catalogue: Option<CatalogueReference>,
+    /// The generation of the lease.
+    pub generation: u64,
+    /// Whether somebody holds the lease now.
+    pub is_held: bool,
+    /// The newest pair of optimes at which both sides held the same.
+    pub cut: Option<Cut>,
+    /// Nothing is being applied, for as long as this stands here.
+    pub still: Option<Still>,
 }
 
 impl Mirror {
@@ -58,11 +67,15 @@ impl Mirror {
             sequence: bson_count(mirror, "sequence"),
             record: mirror.get_str("record").ok()?.to_owned(),
             catalogue: catalogue.and_then(|value| bson::deserialize_from_bson(value).ok()),
+            generation: bson_count(lease, "generation"),
+            is_held: lease.get_bool("live").unwrap_or(false),
+            cut: mirror.get("cut").cloned().and_then(|cut| bson::deserialize_from_bson(cut).ok()),
+            still: lease.get("still").cloned().and_then(|at| bson::deserialize_from_bson(at).ok()),
         })
     }
 }
 
-/// Mirrors a record, with the catalogue that belongs to it, on a target that holds the mirroring before this one, or a
+/// Mirrors a record, with the catalogue that belongs to it and the newest cut, on a target that holds the mirroring before this one, or a
 /// later one; and renews the lease with that.
 ///
 /// # Errors
@@ -72,18 +85,21 @@ pub async fn store_record(
     sequence: u64,
     record: &str,
     catalogue: Option<&CatalogueReference>,
+    cut: Option<&Cut>,
 ) -> Result<Renewed, Error> {
-    let catalogue = catalogue.map(bson::serialize_to_bson).transpose();
-    let catalogue = catalogue.map_err(|error| {
+    let failed = |error: bson::error::Error| {
         Error::other(lease.target.side, "mirror the position", error.to_string())
-    })?;
+    };
+    let catalogue = catalogue.map(bson::serialize_to_bson).transpose().map_err(failed)?;
+    let cut = cut.map(bson::serialize_to_bson).transpose().map_err(failed)?;
     let sequence = i64::try_from(sequence).unwrap_or(i64::MAX);
     let held = doc! { "$or": [
         { "mirror.sequence": { "$gte": sequence - 1 } },
         // The first one, or the first one after a person said that all is well although there was none.
         { "mirror": { "$exists": false } },
     ] };
-    let mirror = doc! { "sequence": sequence, "record": record, "catalogue": catalogue };
+    let mirror =
+        doc! { "sequence": sequence, "record": record, "catalogue": catalogue, "cut": cut };
     lease.renew_where(held, doc! { "mirror": mirror }).await
 }
 
@@ -92,7 +108,11 @@ pub async fn store_record(
 /// # Errors
 /// The call failed.
 pub async fn list(target: &Deployment) -> Result<Vec<Mirror>, Error> {
-    let command = doc! { "find": COLLECTION, "filter": { "mirror": { "$exists": true } } };
+    let command = doc! {
+        "aggregate": COLLECTION,
+        "pipeline": [{ "$match": { "mirror": { "$exists": true } } }, is_live()],
+        "cursor": {},
+    };
     let documents = cursor_documents(target, DATABASE, "read the mirrors", command).await?;
     let parsed = documents.iter().filter_map(|document| Document::try_from(document.as_ref()).ok());
     Ok(parsed.filter_map(|lease| Mirror::read(&lease)).collect())

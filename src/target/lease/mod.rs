@@ -13,6 +13,7 @@ use std::time::Duration;
 use bson::{Document, Uuid, doc};
 
 use crate::mongo::{Deployment, Error, bson_count, cursor_documents, run};
+use crate::position::Still;
 
 /// How long a lease lasts without being renewed.
 pub const LEASE_TIME: Duration = Duration::from_secs(30);
@@ -116,16 +117,20 @@ impl Lease {
             "dispossessed": [],
             "fenced": fenced.to_vec(),
             "taken_by": bson::Bson::Null,
+            "still": bson::Bson::Null,
         })
         .await
     }
 
-    /// Gives the lease back, so that another daemon need not wait for it to expire. Nothing may be in flight.
+    /// Gives the lease back, so that another daemon need not wait for it to expire. Nothing may be in flight. `still`
+    /// says what the target now is, if that is known.
     ///
     /// # Errors
     /// The call failed; the lease expires by itself.
-    pub async fn release(&self) -> Result<(), Error> {
-        let release = vec![doc! { "$set": { "expires": "$$NOW", "sessions": [] } }];
+    pub async fn release(&self, still: Option<&Still>) -> Result<(), Error> {
+        let still = still.and_then(|still| bson::serialize_to_bson(still).ok());
+        let release = doc! { "expires": "$$NOW", "sessions": [], "still": still };
+        let release = vec![doc! { "$set": release }];
         self.update("give the lease back", Document::new(), release).await.map(drop)
     }
 
@@ -146,6 +151,11 @@ impl Lease {
         let reply = run(&self.target, DATABASE, action, command).await?;
         Ok(bson_count(&reply, "n") == 1)
     }
+}
+
+/// A stage of a pipeline that tells, by the server's clock, whether a lease has not expired.
+fn is_live() -> Document {
+    doc! { "$addFields": { "live": { "$gt": ["$expires", "$$NOW"] } } }
 }
 
 fn expiry() -> Document {

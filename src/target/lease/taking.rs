@@ -12,7 +12,7 @@ use mongodb::ClientSession;
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::options::{ReadConcern, WriteConcern};
 
-use super::{COLLECTION, DATABASE, Lease, Owner, expiry};
+use super::{COLLECTION, DATABASE, Lease, Owner, expiry, is_live};
 use crate::mongo::{Deployment, Error, ForeignSessions, bson_count, run};
 use crate::retry::Backoff;
 use crate::selection::{Claim, TargetSet};
@@ -178,7 +178,7 @@ fn list() -> Document {
     doc! {
         "aggregate": COLLECTION,
         "pipeline": [
-            { "$addFields": { "live": { "$gt": ["$expires", "$$NOW"] } } },
+            is_live(),
             { "$project": { "mirror": 0 } },
             { "$limit": LEASES_MAX },
         ],
