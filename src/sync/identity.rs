@@ -41,11 +41,16 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
     Ok(())
 }
 
+/// Whether these are the identities of two replica sets. Of two kinds, where the user's rights have changed, nothing can
+/// be said.
+pub(super) fn are_two(known: &str, found: &str) -> bool {
+    let kind = |identity: &str| identity.split(' ').next().map(str::to_owned);
+    known != found && kind(known) == kind(found)
+}
+
 fn same_set(side: Side, known: &Option<String>, found: &Option<String>) -> Result<(), Interrupted> {
     let (Some(known), Some(found)) = (known, found) else { return Ok(()) };
-    // Of two kinds, where the user's rights have changed, nothing can be said.
-    let kind = |identity: &String| identity.split(' ').next().map(str::to_owned);
-    if known == found || kind(known) != kind(found) {
+    if !are_two(known, found) {
         return Ok(());
     }
     Err(Interrupted::Halt {

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::divergence::desk::Desk;
 use super::record::Record;
-use super::startup;
+use super::{identity, startup};
 use crate::catalogue::Collection;
 use crate::config::Config;
 use crate::copy::Pace;
@@ -97,7 +97,7 @@ fn is_of(mirror: &Mirror, selection: &str, source: Option<&str>) -> bool {
     let Ok(record) = serde_json::from_str::<Record>(&mirror.record) else { return false };
     let followed = record.replica_sets.source.as_deref();
     let same_source = match (source, followed) {
-        (Some(source), Some(followed)) => source == followed,
+        (Some(source), Some(followed)) => !identity::are_two(followed, source),
         // Where it may not be read, it is not compared.
         _ => true,
     };

@@ -1,10 +1,13 @@
 //! What both sides list: whether a collection, its options and its indexes are the same. Lists have no history, so the
 //! source is listed before the replay has passed and again after the target was: what it says twice has to be there.
 
+use std::collections::BTreeSet;
+
 use bson::{Document, Uuid, doc};
 
 use super::Verifier;
-use super::moment::{Floor, Moments, NoMoment};
+use super::moment::{Floor, Moment, Moments, NoMoment};
+use super::recheck::written_since;
 use super::shape::{Indexes, by_name, compare_indexes, compare_options, same_view};
 use crate::catalogue::{Collection, View};
 use crate::mongo::{Deployment, Error, Listed, Side, listing};
@@ -128,17 +131,13 @@ impl<M: Moments> Verifier<M> {
             return Ok(Looked::At((before, there, Vec::new())));
         }
         for _ in 0..LOOKS_MAX {
-            let passed = || start::end(&self.source);
-            let passed = until_reached(Side::Source, &self.stop, passed).await?;
-            let floor = Floor { source: passed, target: Ts::ZERO };
-            match self.moments.next(floor).await {
-                Ok(moment) if uuid.is_some_and(|uuid| moment.held().contains(&uuid)) => {
+            match self.passed().await? {
+                Ok(held) if uuid.is_some_and(|uuid| held.contains(&uuid)) => {
                     let why = "the collection is being copied again";
                     return Ok(Looked::Unproven(why.to_owned()));
                 }
                 Ok(_) => {}
-                Err(NoMoment::Stop) => return Err(Stopped::Stop),
-                Err(NoMoment::Unknown(why)) => {
+                Err(why) => {
                     return Ok(Looked::Unproven(format!("its definition does not match: {why}")));
                 }
             }
@@ -151,6 +150,28 @@ impl<M: Moments> Verifier<M> {
             before = after;
         }
         Ok(Looked::Unproven("its definition changes all the time".to_owned()))
+    }
+
+    /// Waits until every definition that the source has by now is on the target, and returns what is being copied again;
+    /// the other error says why that cannot be told.
+    pub(super) async fn passed(&self) -> Result<Result<BTreeSet<Uuid>, String>, Stopped<Error>> {
+        let (source, stop) = (&self.source, &self.stop);
+        let passed = until_reached(source.side, stop, || start::end(source)).await?;
+        match self.moments.next(Floor { source: passed, target: Ts::ZERO }).await {
+            Ok(Moment::Cut(cut)) => Ok(Ok(cut.held)),
+            Ok(Moment::Still(still)) => {
+                let defined = || written_since(source, still.source, true);
+                if until_reached(source.side, stop, defined).await? {
+                    let at = still.source;
+                    return Ok(Err(format!(
+                        "the target stands still at {at}, and the source has defined something since"
+                    )));
+                }
+                Ok(Ok(still.held))
+            }
+            Err(NoMoment::Stop) => Err(Stopped::Stop),
+            Err(NoMoment::Unknown(why)) => Ok(Err(why)),
+        }
     }
 
     fn side(&self, side: Side) -> &Deployment {

@@ -275,7 +275,7 @@ impl<'a, M: Moments> Judge<'a, M> {
         // As it is now: the same as it was, if nothing was written since.
         suspects.retain(|suspect| differs(suspect, &source, &target));
         let deployment = self.source.deployment().clone();
-        let written = || written_since(&deployment, still.source);
+        let written = || written_since(&deployment, still.source, false);
         if !suspects.is_empty() && until_reached(deployment.side, stop, written).await? {
             let text = format!(
                 "the target stands still at {}; the source was written since, and its history does \
@@ -354,18 +354,28 @@ async fn read(
     }
 }
 
-/// Whether anything of users was written on the source after this optime, or may have been.
-async fn written_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
+/// Whether anything of users was written on the source after this optime, or may have been; or defined, if that is all
+/// that matters.
+pub(super) async fn written_since(
+    source: &Deployment,
+    after: Ts,
+    definitions_only: bool,
+) -> Result<bool, Error> {
     let held = tail::first_at_or_after(source, after).await?;
     if held.is_none_or(|held| held.ts != after) {
         return Ok(true);
     }
+    // Transactions stand in admin, whatever they write; definitions in their databases.
+    let (kind, ours) = match definitions_only {
+        true => (doc! { "$eq": "c" }, "^(config|local|admin)[.]"),
+        false => (doc! { "$ne": "n" }, "^(config|local)[.]"),
+    };
     let command = doc! {
         "find": "oplog.rs",
         "filter": {
             "ts": { "$gt": Timestamp::from(after) },
-            "op": { "$ne": "n" },
-            "ns": { "$not": { "$regex": "^(config|local)[.]" } },
+            "op": kind,
+            "ns": { "$not": { "$regex": ours } },
         },
         "projection": { "ts": 1 },
         "limit": 1,

@@ -7,15 +7,14 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use super::listed::Looked;
-use super::moment::{Floor, Moments, NoMoment};
+use super::moment::Moments;
 use super::{CollectionReport, Outcome, Verifier};
 use crate::catalogue::{Catalogue, Spec, View};
 use crate::mongo::{Deployment, Error, listing};
 use crate::namespace::Namespace;
-use crate::position::Ts;
 use crate::retry::{Stopped, until_reached};
 use crate::selection::{NEVER_COPIED, STAGING_PREFIX, Selection};
-use crate::source::{catalog, start};
+use crate::source::catalog;
 use crate::stop::Stop;
 
 /// What a verification came to.
@@ -157,15 +156,9 @@ impl<M: Moments> Verifier<M> {
         if first.is_empty() {
             return Ok(Looked::At(Vec::new()));
         }
-        let (source, stop) = (&self.source, &self.stop);
-        let passed = until_reached(source.side, stop, || start::end(source)).await?;
-        match self.moments.next(Floor { source: passed, target: Ts::ZERO }).await {
-            Ok(_) => {}
-            Err(NoMoment::Stop) => return Err(Stopped::Stop),
-            Err(NoMoment::Unknown(why)) => {
-                let text = format!("{} names are only on the target: {why}", first.len());
-                return Ok(Looked::Unproven(text));
-            }
+        if let Err(why) = self.passed().await? {
+            let text = format!("{} names are only on the target: {why}", first.len());
+            return Ok(Looked::Unproven(text));
         }
         let again = self.foreign(selection).await?;
         Ok(Looked::At(again.intersection(&first).map(ToString::to_string).collect()))

@@ -180,6 +180,11 @@ async fn what_differs_is_named_and_what_is_on_its_way_is_not() {
     let (code, report) = verify(&daemon, &["crm", "shop"]);
     assert_eq!(code, Some(65), "{report:#}");
     assert_found(&report);
+    // What the source has defined since cannot be on a target that stands still.
+    let index = doc! {"key": {"n": 1}, "name": "n"};
+    run(source.client(), "kinds", doc! {"createIndexes": "ids", "indexes": [index]}).await;
+    let (code, report) = verify(&daemon, &["kinds.ids"]);
+    assert_eq!((code, &report["outcome"]), (Some(1), &json!("unproven")), "{report:#}");
     workload.stop().await;
 }
 
