@@ -85,8 +85,8 @@ fn uuid_of(info: &Document) -> Option<Uuid> {
     }
 }
 
-/// The indexes of the collection with this UUID or name, `_id` included. An index that is still being built is left out:
-/// whether it will ever be there is told by a later oplog entry.
+/// The indexes of the collection with this UUID or name, `_id` included. An index that is still being built is left
+/// out: whether it will ever be there is told by a later oplog entry.
 ///
 /// # Errors
 /// The call failed; code 26 if the collection is gone.

@@ -76,8 +76,8 @@ impl SnapshotReader {
         Ok(batch.first().and_then(|first| first.as_document()).cloned())
     }
 
-    /// Shows what queries find as of `at`, or as of now by the majority. `query` makes the one for some of `count` things
-    /// to look for.
+    /// Shows what queries find as of `at`, or as of now by the majority. `query` makes the one for some of `count`
+    /// things to look for.
     ///
     /// # Errors
     /// The call failed, or the server does not keep its history that long, or keeps none of this collection.

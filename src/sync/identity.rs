@@ -41,8 +41,8 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
     Ok(())
 }
 
-/// Whether these are the identities of two replica sets. Of two kinds, where the user's rights have changed, nothing can
-/// be said.
+/// Whether these are the identities of two replica sets. Of two kinds, where the user's rights have changed, nothing
+/// can be said.
 pub(super) fn are_two(known: &str, found: &str) -> bool {
     let kind = |identity: &str| identity.split(' ').next().map(str::to_owned);
     known != found && kind(known) == kind(found)

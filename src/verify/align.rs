@@ -2,8 +2,8 @@
 //!
 //! As long as both go in step they are compared byte by byte, and nothing is kept. Where they part, what each side has
 //! read and the other has not is kept as a key and a hash until they meet again. Nothing here knows how a server orders
-//! `_id`s, which is a matter of types and collations: it is enough that both servers order them alike. And nothing found
-//! here is a difference yet: it is a suspicion, because both runs are read while they are being written.
+//! `_id`s, which is a matter of types and collations: it is enough that both servers order them alike. And nothing
+//! found here is a difference yet: it is a suspicion, because both runs are read while they are being written.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -236,8 +236,8 @@ impl<M: Moments> Verifier<M> {
     }
 }
 
-/// Goes through what is at hand, until one side has to be read from. True if both have come to their ends, or the source
-/// to its limit.
+/// Goes through what is at hand, until one side has to be read from. True if both have come to their ends, or the
+/// source to its limit.
 fn step(aligner: &mut Aligner, source: &mut Run, target: &mut Run, limit: Option<u64>) -> bool {
     loop {
         if limit.is_some_and(|limit| source.documents >= limit) {

@@ -152,8 +152,8 @@ impl<M: Moments> Verifier<M> {
         Ok(Looked::Unproven("its definition changes all the time".to_owned()))
     }
 
-    /// Waits until every definition that the source has by now is on the target, and returns what is being copied again;
-    /// the other error says why that cannot be told.
+    /// Waits until every definition that the source has by now is on the target, and returns what is being copied
+    /// again; the other error says why that cannot be told.
     pub(super) async fn passed(&self) -> Result<Result<BTreeSet<Uuid>, String>, Stopped<Error>> {
         let (source, stop) = (&self.source, &self.stop);
         let passed = until_reached(source.side, stop, || start::end(source)).await?;

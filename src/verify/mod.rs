@@ -2,9 +2,9 @@
 //! views. Reads only; memory does not grow with the data.
 //!
 //! Each collection is read on both sides in runs of `_id`, side by side ([`align`]). Nothing stands still for that, so
-//! what does not match is only suspicious. It is looked at again ([`recheck`]) at a moment when both sides have to be the
-//! same ([`moment`]), and only what differs then, and once more, is a difference. What cannot be judged is said to be
-//! unproven, never to be equal.
+//! what does not match is only suspicious. It is looked at again ([`recheck`]) at a moment when both sides have to be
+//! the same ([`moment`]), and only what differs then, and once more, is a difference. What cannot be judged is said to
+//! be unproven, never to be equal.
 //!
 //! If this room is wrong, an operator moves applications to a target that lacks something, or a good collection is
 //! copied again.

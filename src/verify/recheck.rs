@@ -1,9 +1,9 @@
 //! Looking again at what is suspicious, at a moment when both sides have to be the same: what still differs then does
 //! differ.
 //!
-//! At a cut both sides are read as of its optimes, so nothing that is written meanwhile matters, and a difference has to
-//! show at two cuts. Where servers keep no history (capped collections; a history window that is too short) documents are
-//! read before and after the replay has passed: source, target, source.
+//! At a cut both sides are read as of its optimes, so nothing that is written meanwhile matters, and a difference has
+//! to show at two cuts. Where servers keep no history (capped collections; a history window that is too short)
+//! documents are read before and after the replay has passed: source, target, source.
 
 use std::collections::{HashMap, HashSet};
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use bson::{Bson, Document};
 
-/// A TTL with this many seconds or more is held back. Not one exact value: servers before 5.0 take less than later ones.
+/// A TTL with this many seconds or more is held back. Not one exact value: servers before 5.0 take less than later
+/// ones.
 const HELD_BACK_SECONDS_MIN: f64 = 1_000_000_000.0;
 const EXPIRES: &str = "expireAfterSeconds";
 /// Options that say nothing lasting: a temporary gets its name by a rename, the others are gone from servers.

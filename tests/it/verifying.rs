@@ -11,7 +11,8 @@ use crate::harness::{
 };
 
 const LONG: Duration = Duration::from_secs(120);
-const RENAMED: &str = "[sync]\nwindow = \"200ms\"\nexclude = [\"private\"]\nrename = [{ from = \"crm\", to = \"crm_v2\" }]";
+const RENAMED: &str = "[sync]\nwindow = \"200ms\"\nexclude = [\"private\"]\n\
+    rename = [{ from = \"crm\", to = \"crm_v2\" }]";
 
 async fn run(client: &Client, database: &str, command: Document) {
     let reply = client.database(database).run_command(command.clone()).await;

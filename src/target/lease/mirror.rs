@@ -75,8 +75,8 @@ impl Mirror {
     }
 }
 
-/// Mirrors a record, with the catalogue that belongs to it and the newest cut, on a target that holds the mirroring before this one, or a
-/// later one; and renews the lease with that.
+/// Mirrors a record, with the catalogue that belongs to it and the newest cut, on a target that holds the mirroring
+/// before this one, or a later one; and renews the lease with that.
 ///
 /// # Errors
 /// The call failed; it may be done again under the same number.
