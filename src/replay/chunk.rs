@@ -53,7 +53,8 @@ pub(super) async fn remove_all(
     }
     let action = format!("delete from {}", place.namespace);
     let database = &place.namespace.database;
-    let reply = writers.write(database, &action, place.delete(array), stop).await?;
+    let command = place.delete(array);
+    let reply = writers.write_together(database, &action, command, changes.len(), stop).await?;
     match reply.errors.first() {
         None => Ok(()),
         Some(error) => Err(refused(action, error.code)),
@@ -137,7 +138,7 @@ pub(super) async fn put(
         let action = format!("write to {}", place.namespace);
         let database = &place.namespace.database;
         let command = place.update(array, false);
-        let reply = writers.write(database, &action, command, stop).await?;
+        let reply = writers.write_together(database, &action, command, run.len(), stop).await?;
         for error in reply.errors {
             match error.code {
                 DUPLICATE_KEY | IMMUTABLE_FIELD => {
