@@ -12,7 +12,8 @@ use crate::mongo::{Deployment, Error, Failure, Side, Version, listing};
 use crate::source::{catalog, scan, tail};
 use crate::status::bar::span;
 use crate::sync::preflight::{self, Check, Verdict};
-use crate::sync::{carried, ownership, record, startup};
+use crate::sync::record::{self, RecordStore};
+use crate::sync::{carried, ownership, startup};
 use crate::target::lease::taking;
 
 /// Bytes a second that a copy is reckoned with, on the safe side of what two cores do.
@@ -93,7 +94,7 @@ async fn contents(
             }
             None => Check::new("lease", Verdict::Pass, "free"),
         },
-        target_data(config, &existing, config.state.directory.join(record::FILE).exists()),
+        target_data(config, &existing, is_begun(config)),
     ]);
     Ok(checks)
 }
@@ -140,6 +141,17 @@ fn oplog_window(bytes: u64, window: Option<(i64, i64)>) -> Check {
     );
     let verdict = if reach < copy { Verdict::Warn } else { Verdict::Pass };
     Check::new("oplog window", verdict, text)
+}
+
+/// Whether the state directory holds a migration that has written something.
+fn is_begun(config: &Config) -> bool {
+    let directory = &config.state.directory;
+    // Looking for a record makes its file.
+    if !directory.join(record::FILE).exists() {
+        return false;
+    }
+    RecordStore::find(directory)
+        .is_ok_and(|record| record.is_some_and(|record| record.resume.is_some()))
 }
 
 fn target_data(config: &Config, existing: &[crate::mongo::Listed], is_begun: bool) -> Check {

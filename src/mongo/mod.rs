@@ -17,7 +17,7 @@ mod tls;
 pub use client::{Deployment, PoolOptions};
 pub use command::{cursor_documents, run};
 pub use error::{Error, Failure, Side, describe, unwanted_reply};
-pub use identity::replica_set_identity;
+pub use identity::{merged, replica_set_identity, same_set};
 pub use listing::Listed;
 pub use probe::strangers;
 pub use relay::{ForeignSessions, session_id};

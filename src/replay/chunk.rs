@@ -22,6 +22,9 @@ const DUPLICATE_KEY: i32 = 11_000;
 const IMMUTABLE_FIELD: i32 = 66;
 /// A cursor that was killed, timed out, or whose plan was: the lookup is made again.
 const CURSOR_LOST: [i32; 3] = [43, 175, 237];
+/// Removals in one command at the most: the server holds the documents in memory until their transaction ends, and how
+/// large they are is not known here.
+const REMOVALS_MAX: usize = 250;
 /// Documents looked up in one query at the most.
 const LOOKUP_MAX: usize = 500;
 
@@ -40,25 +43,24 @@ pub(super) async fn remove_all(
     changes: Vec<Change>,
     stop: &Stop,
 ) -> Result<(), Stopped<ApplyError>> {
-    let mut array = RawArrayBuf::new();
-    for change in &changes {
-        if let Change::Remove { id } = change
-            && let Some(id) = document::id(id)
-        {
+    let removals: Vec<&RawDocumentBuf> = changes
+        .iter()
+        .filter_map(|change| if let Change::Remove { id } = change { Some(id) } else { None })
+        .collect();
+    for some in removals.chunks(REMOVALS_MAX) {
+        let mut array = RawArrayBuf::new();
+        for id in some.iter().filter_map(|id| document::id(id)) {
             array.push(statements::remove(id));
         }
+        let action = format!("delete from {}", place.namespace);
+        let database = &place.namespace.database;
+        let command = place.delete(array);
+        let reply = writers.write_together(database, &action, command, some.len(), stop).await?;
+        if let Some(error) = reply.errors.first() {
+            return Err(refused(action, error.code));
+        }
     }
-    if array.is_empty() {
-        return Ok(());
-    }
-    let action = format!("delete from {}", place.namespace);
-    let database = &place.namespace.database;
-    let command = place.delete(array);
-    let reply = writers.write_together(database, &action, command, changes.len(), stop).await?;
-    match reply.errors.first() {
-        None => Ok(()),
-        Some(error) => Err(refused(action, error.code)),
-    }
+    Ok(())
 }
 
 fn refused(action: String, code: i32) -> Stopped<ApplyError> {

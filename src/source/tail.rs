@@ -173,11 +173,16 @@ pub async fn check_held(source: &Deployment, optime: OpTime) -> Result<(), TailE
     }
 }
 
-/// Tells an entry that the source has lost from one that it never had.
+/// Tells an entry that the source has lost from one that it never had: its oplog reaches back further, or to the very
+/// beginning of the set (of files that were restored, and initiated anew).
 pub async fn told_apart(source: &Deployment, lost: OpTime, error: TailError) -> TailError {
-    match first_at_or_after(source, Ts::ZERO).await {
-        Ok(Some(oldest)) if oldest.ts < lost.ts => TailError::NeverHeld { wanted: lost },
-        _ => error,
+    let Ok(Some(oldest)) = one_entry(source, doc! {}, 1).await else { return error };
+    let before = optime_of(&oldest).is_some_and(|oldest| oldest.ts < lost.ts);
+    let message = oldest.get_document("o").and_then(|o| o.get_str("msg"));
+    if before || message.is_ok_and(|message| message == INITIATES) {
+        TailError::NeverHeld { wanted: lost }
+    } else {
+        error
     }
 }
 
@@ -204,6 +209,9 @@ pub async fn window_wall_ms(source: &Deployment) -> Result<Option<(i64, i64)>, E
     Ok(oldest.zip(newest))
 }
 
+/// What the first entry of a new set says.
+const INITIATES: &str = "initiating set";
+
 async fn one_entry(
     source: &Deployment,
     filter: bson::Document,
@@ -214,7 +222,7 @@ async fn one_entry(
         "filter": filter,
         "sort": { "$natural": natural },
         "limit": 1,
-        "projection": { "ts": 1, "t": 1, "wall": 1 },
+        "projection": { "ts": 1, "t": 1, "wall": 1, "o.msg": 1 },
         "readConcern": { "level": "majority" },
     };
     let mut entries = cursor_documents(source, "local", "look into the oplog", command).await?;

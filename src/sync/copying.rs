@@ -13,9 +13,9 @@ use crate::catalogue::repair::RECURS_TIMES;
 use crate::config::OnExistingData;
 use crate::copy::{self, Copier, Counters, ProgressStore, prepare};
 use crate::exit::{Code, Exit};
-use crate::mongo::Error;
+use crate::mongo::{Deployment, Error};
 use crate::namespace::Namespace;
-use crate::position::OpTime;
+use crate::position::{OpTime, Ts};
 use crate::replay::window::ResumePoint;
 use crate::retry::until_reached;
 use crate::source::{catalog, start};
@@ -28,6 +28,9 @@ use crate::telemetry::events;
 /// How often the progress is shown, and how often it is logged, in rounds of that.
 const SHOW_EVERY: Duration = Duration::from_millis(500);
 const LOG_EVERY: u32 = 10;
+/// How long what the listing saw may take to be committed by the majority, and how often that is looked at.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Bytes of a segment of the spool.
 const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
 const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -249,10 +252,7 @@ pub(super) async fn copier(
     progress: ProgressStore,
     stop: &Stop,
 ) -> Result<Copier, Interrupted> {
-    // Not the start optime, but what the listing saw: of a collection that got its name since, a member that lags has
-    // older documents under a name that may not be selected, and changes under that name are not replayed.
-    let source = &context.source;
-    let after = until_reached(source.side, stop, || start::newest(source)).await?;
+    let after = after_the_listing(&context.source, stop).await?;
     Ok(Copier {
         source: context.source.clone(),
         definer: context.definer.clone(),
@@ -266,6 +266,23 @@ pub(super) async fn copier(
         progress: Arc::new(progress),
         counters: Arc::new(Counters::default()),
     })
+}
+
+/// The optime that is read at or after. Not the start optime, but what the listing saw: of a collection that got its
+/// name since, a member that lags has older documents under a name that may not be selected, and changes under that
+/// name are not replayed. What the primary has written may wait behind a hole in the oplog for as long as somebody's
+/// write takes, so it is not waited for without end.
+async fn after_the_listing(source: &Deployment, stop: &Stop) -> Result<Ts, Interrupted> {
+    let listed = until_reached(source.side, stop, || start::newest(source)).await?;
+    let began = Instant::now();
+    loop {
+        let committed = until_reached(source.side, stop, || start::majority_optime(source));
+        let (committed, _wall) = committed.await?;
+        if committed.ts >= listed || began.elapsed() >= LISTED_WITHIN {
+            return Ok(committed.ts);
+        }
+        stop.sleep(LOOK_AGAIN).await?;
+    }
 }
 
 fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {

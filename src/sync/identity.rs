@@ -3,7 +3,7 @@
 
 use super::context::{Context, Interrupted};
 use super::record::{Record, ReplicaSets};
-use crate::mongo::{Deployment, Side, replica_set_identity};
+use crate::mongo::{Deployment, Side, merged, replica_set_identity, same_set};
 use crate::retry::until_reached;
 use crate::stop::Stop;
 use crate::target::lease::mirror;
@@ -20,8 +20,8 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
         ReplicaSets { source: ask(&context.source).await?, target: ask(&context.target).await? };
     let record = context.records.get();
     if record.resume.is_some() {
-        same_set(Side::Source, &record.replica_sets.source, &found.source)?;
-        same_set(Side::Target, &record.replica_sets.target, &found.target)?;
+        not_another(Side::Source, &record.replica_sets.source, &found.source)?;
+        not_another(Side::Target, &record.replica_sets.target, &found.target)?;
         let mirrors = until_reached(Side::Target, stop, || mirror::list(&context.target)).await?;
         let mirrored = mirrors.iter().find(|mirror| mirror.instance == record.instance);
         let sequence = mirrored.map(|mirror| mirror.sequence);
@@ -32,25 +32,22 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
         if record.resume.is_none() {
             *known = found;
         } else {
-            // The right to read it may have been given since.
-            known.source = known.source.take().or(found.source);
-            known.target = known.target.take().or(found.target);
+            // The right to read more may have been given since.
+            known.source = merged(known.source.as_deref(), found.source.as_deref());
+            known.target = merged(known.target.as_deref(), found.target.as_deref());
         }
     })?;
     context.verified.set();
     Ok(())
 }
 
-/// Whether these are the identities of two replica sets. Of two kinds, where the user's rights have changed, nothing
-/// can be said.
-pub(super) fn are_two(known: &str, found: &str) -> bool {
-    let kind = |identity: &str| identity.split(' ').next().map(str::to_owned);
-    known != found && kind(known) == kind(found)
-}
-
-fn same_set(side: Side, known: &Option<String>, found: &Option<String>) -> Result<(), Interrupted> {
+fn not_another(
+    side: Side,
+    known: &Option<String>,
+    found: &Option<String>,
+) -> Result<(), Interrupted> {
     let (Some(known), Some(found)) = (known, found) else { return Ok(()) };
-    if !are_two(known, found) {
+    if same_set(known, found) != Some(false) {
         return Ok(());
     }
     Err(Interrupted::Halt {
@@ -126,9 +123,9 @@ mod tests {
     #[test]
     fn what_may_not_be_read_is_not_held_against_a_set() {
         let [a, b, other] = ["x a", "x b", "y a"].map(|id| Some(id.to_owned()));
-        assert!(same_set(Side::Source, &a, &b).is_err());
+        assert!(not_another(Side::Source, &a, &b).is_err());
         for (known, found) in [(&a, &a), (&None, &a), (&a, &None), (&a, &other)] {
-            assert!(same_set(Side::Source, known, found).is_ok());
+            assert!(not_another(Side::Source, known, found).is_ok());
         }
     }
 }

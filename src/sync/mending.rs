@@ -26,16 +26,10 @@ const NAMED_MAX: usize = 5;
 pub(super) struct Mending {
     resync: Resync,
     taken_up: bool,
-    glance: Option<Glance>,
+    /// A comparison of the lists that goes on beside the replay. A definition may be under way meanwhile: a difference
+    /// is only a reason to look again when the replay stands at a window end.
+    glance: Option<JoinHandle<Result<Differences, Interrupted>>>,
     looked: Option<Instant>,
-}
-
-/// A comparison of the lists that goes on beside the replay. A definition may be under way meanwhile: a difference is
-/// only a reason to look again when the replay stands at a window end.
-#[derive(Debug)]
-struct Glance {
-    task: JoinHandle<Result<Differences, Interrupted>>,
-    stop: Stop,
 }
 
 impl Mending {
@@ -76,8 +70,8 @@ impl Mending {
 
     /// Whether a look is worth its while: every `delta.interval` the lists are compared without holding the replay.
     async fn glance(&mut self, main: &Context, stop: &Stop) -> Result<bool, Interrupted> {
-        if let Some(glance) = self.glance.take_if(|glance| glance.task.is_finished()) {
-            return Ok(ended(glance.task.await)? != Differences::default());
+        if let Some(glance) = self.glance.take_if(|glance| glance.is_finished()) {
+            return Ok(ended(glance.await)? != Differences::default());
         }
         let interval = main.tuning.get().delta_interval;
         if self.glance.is_some() || self.looked.is_some_and(|looked| looked.elapsed() < interval) {
@@ -85,12 +79,9 @@ impl Mending {
         }
         self.looked = Some(Instant::now());
         kept::expire(main, stop).await?;
-        let (context, stop) = (main.clone(), stop.child());
-        let compare = {
-            let stop = stop.clone();
-            async move { lists::compare(&context, &stop).await }
-        };
-        self.glance = Some(Glance { task: tokio::spawn(compare), stop });
+        let (main, stop) = (main.clone(), stop.clone());
+        let compare = async move { lists::compare(&main, &stop).await };
+        self.glance = Some(tokio::spawn(compare));
         Ok(false)
     }
 
@@ -124,7 +115,7 @@ impl Mending {
     /// Whether the oplog has to go through the spool.
     #[must_use]
     pub(super) fn needs_spool(&self, main: &Context) -> bool {
-        main.catalogue.read().repair.is_busy()
+        self.resync.is_preparing() || main.catalogue.read().repair.is_busy()
     }
 
     /// The spool has to keep everything from here on; `main` is what the main replay needs.
@@ -136,9 +127,8 @@ impl Mending {
     /// Ends what goes on beside the replay, and waits for it.
     pub(super) async fn stop(&mut self) {
         if let Some(glance) = self.glance.take() {
-            glance.stop.request();
             // It only reads.
-            let _ended = glance.task.await;
+            glance.abort();
         }
         self.resync.stop().await;
     }

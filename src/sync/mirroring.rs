@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::divergence::desk::Desk;
 use super::ownership;
 use super::phase::Phase;
@@ -21,7 +23,7 @@ use crate::target::lease::{Lease, Renewed};
 
 /// How often.
 const MIRROR_EVERY: Duration = Duration::from_secs(5);
-/// How long a cut is waited for; without one the last one stands.
+/// How long a cut is waited for; without one the last one stands until the next mirroring.
 const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether what is on the target has been seen to be no older than the state directory says: before that it must not be
@@ -79,6 +81,8 @@ struct Stored {
     versions: i64,
     reference: Option<CatalogueReference>,
     cut: Option<Cut>,
+    /// A cut that was asked for and has not come yet.
+    asked: Option<oneshot::Receiver<Cut>>,
 }
 
 impl Mirroring {
@@ -106,8 +110,13 @@ impl Mirroring {
 
     async fn mirror(&self, stored: &mut Stored) -> Result<Result<Renewed, Error>, Exit> {
         // In this order: a catalogue that is newer than the position does no harm, an older one would.
-        if let Ok(Ok(cut)) = tokio::time::timeout(CUT_WITHIN, self.desk.ask()).await {
-            stored.cut = Some(cut);
+        let mut asked = stored.asked.take().unwrap_or_else(|| self.desk.ask());
+        match tokio::time::timeout(CUT_WITHIN, &mut asked).await {
+            Ok(Ok(cut)) => stored.cut = Some(cut),
+            // The replay was interrupted: the next one is asked.
+            Ok(Err(_)) => {}
+            // In a long window it comes later.
+            Err(_) => stored.asked = Some(asked),
         }
         let record = self.records.get();
         let saves = self.catalogue.saves();

@@ -8,7 +8,7 @@ use super::{copying, ownership, phase::Phase};
 use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::mongo::{Deployment, Error};
+use crate::mongo::{Deployment, Error, same_set};
 use crate::position::Ts;
 use crate::selection::Selection;
 use crate::source::start;
@@ -58,7 +58,8 @@ fn choose(
         None => readable
             .filter(|(_, record)| {
                 let of_source = record.replica_sets.source.as_deref();
-                source.is_some() && of_source == source && record.selection == selection
+                let same = source.zip(of_source).and_then(|(source, of)| same_set(of, source));
+                same == Some(true) && record.selection == selection
             })
             .max_by_key(|(_, record)| record.resume),
     };

@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::Uuid;
 use tokio::sync::Semaphore;
 
 use super::divergence::desk::Desk;
 use super::record::Record;
-use super::{identity, startup};
+use super::startup;
 use crate::catalogue::Collection;
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};
-use crate::mongo::{Deployment, Error, Hello, Side, replica_set_identity};
+use crate::mongo::{Deployment, Error, Hello, Side, replica_set_identity, same_set};
 use crate::namespace::Namespace;
 use crate::position::Still;
 use crate::retry::Stopped;
@@ -31,6 +31,8 @@ use crate::verify::{CollectionReport, Outcome, Progress, Report, Verifier, Verif
 const CONTINUOUS_WORKERS: usize = 1;
 /// Between two collections, so that many small ones do not keep the servers busy with lists.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A round that comes to the same as the last one is told again after this time.
+const TELL_EVERY: Duration = Duration::from_secs(3600);
 /// How long a cut is waited for: the replay may be in the middle of a large window.
 const CUT_WITHIN: Duration = Duration::from_secs(60);
 /// Connections beside those of the readers.
@@ -97,7 +99,7 @@ fn is_of(mirror: &Mirror, selection: &str, source: Option<&str>) -> bool {
     let Ok(record) = serde_json::from_str::<Record>(&mirror.record) else { return false };
     let followed = record.replica_sets.source.as_deref();
     let same_source = match (source, followed) {
-        (Some(source), Some(followed)) => !identity::are_two(followed, source),
+        (Some(source), Some(followed)) => same_set(followed, source) != Some(false),
         // Where it may not be read, it is not compared.
         _ => true,
     };
@@ -168,6 +170,7 @@ impl Continuous {
     /// Goes round all collections, until stopped.
     pub async fn run(self) {
         let mut report = VerifyReport::default();
+        let mut told = None;
         self.show(&report);
         loop {
             let mut round = VerifiedRound {
@@ -204,7 +207,13 @@ impl Continuous {
             }
             round.finished = WallTime::now();
             report.collection = None;
-            events::verified(&round);
+            let counts = (round.equal, round.different, round.unproven);
+            if told
+                .is_none_or(|(at, same): (Instant, _)| same != counts || at.elapsed() >= TELL_EVERY)
+            {
+                events::verified(&round);
+                told = Some((Instant::now(), counts));
+            }
             report.last_round = Some(round);
             self.show(&report);
             if self.verifier.stop.sleep(PAUSE).await.is_err() {
@@ -291,7 +300,11 @@ impl Continuous {
             (Outcome::Different, Some(what)) => {
                 round.different += 1;
                 events::verified_different(&found.collection, &what);
-                self.desk.report(uuid, format!("contents of {} differ: {what}", found.collection));
+                // A definition that differs may be another way of saying the same: that is told, and copies nothing.
+                if found.documents_differ() {
+                    let text = format!("contents of {} differ: {what}", found.collection);
+                    self.desk.report(uuid, text);
+                }
                 report.differs(noted(what));
             }
             _ => {

@@ -100,6 +100,17 @@ impl Writers {
         let mut taken = self.take().await?;
         // There are as many sessions as permits.
         let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
+        self.send(session, database, action, command, stop).await
+    }
+
+    async fn send(
+        &self,
+        session: &mut WriteSession,
+        database: &str,
+        action: &str,
+        command: RawDocumentBuf,
+        stop: &Stop,
+    ) -> Result<WriteReply, Stopped<Error>> {
         let bytes = command.as_bytes().len();
         let command = session.number(command);
         let mut backoff = Backoff::reconnect();
@@ -138,9 +149,9 @@ impl Writers {
         statements: usize,
         stop: &Stop,
     ) -> Result<WriteReply, Stopped<Error>> {
+        let mut taken = self.take().await?;
+        let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
         if statements >= TOGETHER_MIN {
-            let mut taken = self.take().await?;
-            let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
             self.deadline.hold(stop).await?;
             let bytes = command.as_bytes().len();
             let commands = [(database.to_owned(), command.clone())];
@@ -150,12 +161,13 @@ impl Writers {
                     COUNTERS.writes().answered(bytes, n, 0);
                     return Ok(WriteReply { n, errors: Vec::new() });
                 }
+                // The next number in the same session ends what may be left of it.
                 Err(Transaction::Again(error) | Transaction::Failed(error)) => {
                     tracing::debug!("not in one transaction: {error}");
                 }
             }
         }
-        self.write(database, action, command, stop).await
+        self.send(session, database, action, command, stop).await
     }
 
     /// Carries out write commands, each with its database, in one transaction; `commands` makes them, for every attempt

@@ -7,7 +7,7 @@ use bson::{Document, Uuid, doc};
 
 use super::Verifier;
 use super::moment::{Floor, Moment, Moments, NoMoment};
-use super::recheck::written_since;
+use super::recheck::defined_since;
 use super::shape::{Indexes, by_name, compare_indexes, compare_options, same_view};
 use crate::catalogue::{Collection, View};
 use crate::mongo::{Deployment, Error, Listed, Side, listing};
@@ -156,11 +156,12 @@ impl<M: Moments> Verifier<M> {
     /// again; the other error says why that cannot be told.
     pub(super) async fn passed(&self) -> Result<Result<BTreeSet<Uuid>, String>, Stopped<Error>> {
         let (source, stop) = (&self.source, &self.stop);
-        let passed = until_reached(source.side, stop, || start::end(source)).await?;
+        // Lists show what is not committed by the majority yet.
+        let passed = until_reached(source.side, stop, || start::newest(source)).await?;
         match self.moments.next(Floor { source: passed, target: Ts::ZERO }).await {
             Ok(Moment::Cut(cut)) => Ok(Ok(cut.held)),
             Ok(Moment::Still(still)) => {
-                let defined = || written_since(source, still.source, true);
+                let defined = || defined_since(source, still.source);
                 if until_reached(source.side, stop, defined).await? {
                     let at = still.source;
                     return Ok(Err(format!(

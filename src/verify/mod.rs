@@ -148,9 +148,14 @@ impl CollectionReport {
         Some(parts.join(", "))
     }
 
+    /// Whether documents differ, not definitions alone.
+    #[must_use]
+    pub fn documents_differ(&self) -> bool {
+        self.missing + self.extra + self.different > 0
+    }
+
     fn judge(&mut self) {
-        let documents = self.missing + self.extra + self.different;
-        self.outcome = if documents > 0 || !self.definitions.is_empty() {
+        self.outcome = if self.documents_differ() || !self.definitions.is_empty() {
             Outcome::Different
         } else if self.unproven.is_empty() {
             Outcome::Equal

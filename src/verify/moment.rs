@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bson::Uuid;
@@ -98,8 +98,8 @@ const APPEAR_WITHIN: Duration = Duration::from_secs(15);
 pub struct Mirrored {
     target: Deployment,
     is_ours: Box<dyn Fn(&Mirror) -> bool + Send + Sync>,
-    /// It was waited for in vain: the next ones look once.
-    in_vain: AtomicBool,
+    /// The newest cut there was when one was waited for in vain: until there is another, the next ones look once.
+    in_vain: Mutex<Option<Option<Cut>>>,
     stop: Stop,
 }
 
@@ -120,7 +120,7 @@ impl Mirrored {
         Self {
             target: target.clone(),
             is_ours: Box::new(is_ours),
-            in_vain: AtomicBool::new(false),
+            in_vain: Mutex::new(None),
             stop: stop.clone(),
         }
     }
@@ -162,19 +162,19 @@ impl Moments for Mirrored {
     async fn next(&self, floor: Floor) -> Result<Moment, NoMoment> {
         let began = Instant::now();
         loop {
-            match Self::moment(self.look().await?, floor) {
-                Ok(moment) => {
-                    self.in_vain.store(false, Ordering::Relaxed);
-                    return Ok(moment);
+            let found = self.look().await?;
+            let newest = found.as_ref().and_then(|mirror| mirror.cut.clone());
+            match Self::moment(found, floor) {
+                Ok(moment) => return Ok(moment),
+                Err((within, why)) => {
+                    let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+                    if began.elapsed() >= within || in_vain.as_ref() == Some(&newest) {
+                        *in_vain = Some(newest);
+                        return Err(NoMoment::Unknown(why));
+                    }
                 }
-                Err((within, why))
-                    if began.elapsed() >= within || self.in_vain.load(Ordering::Relaxed) =>
-                {
-                    self.in_vain.store(true, Ordering::Relaxed);
-                    return Err(NoMoment::Unknown(why));
-                }
-                Err(_) => self.stop.sleep(LOOK_EVERY).await?,
             }
+            self.stop.sleep(LOOK_EVERY).await?;
         }
     }
 

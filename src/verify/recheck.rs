@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::{Timestamp, Uuid, doc};
+use bson::{Document, Timestamp, Uuid, doc};
 
 use super::align::{Hash, Suspect, hash};
 use super::moment::{Floor, Moment, Moments, NoMoment};
@@ -275,7 +275,7 @@ impl<'a, M: Moments> Judge<'a, M> {
         // As it is now: the same as it was, if nothing was written since.
         suspects.retain(|suspect| differs(suspect, &source, &target));
         let deployment = self.source.deployment().clone();
-        let written = || written_since(&deployment, still.source, false);
+        let written = || written_since(&deployment, still.source);
         if !suspects.is_empty() && until_reached(deployment.side, stop, written).await? {
             let text = format!(
                 "the target stands still at {}; the source was written since, and its history does \
@@ -354,32 +354,44 @@ async fn read(
     }
 }
 
-/// Whether anything of users was written on the source after this optime, or may have been; or defined, if that is all
-/// that matters.
-pub(super) async fn written_since(
+/// Whether anything of users was written on the source after this optime, or may have been.
+async fn written_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
+    // Transactions stand in admin, whatever they write.
+    let filter =
+        doc! { "op": { "$ne": "n" }, "ns": { "$not": { "$regex": "^(config|local)[.]" } } };
+    entry_since(source, after, filter, "majority").await
+}
+
+/// Whether anything of users was defined on the source after this optime, or may have been. Definitions stand in their
+/// databases, those of views as documents; a transaction may hold either. Lists show what is not committed by the
+/// majority yet, and so does this.
+pub(super) async fn defined_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
+    let filter = doc! { "$or": [
+        { "op": "c", "ns": { "$not": { "$regex": "^(config|local|admin)[.]" } } },
+        { "op": { "$ne": "n" }, "ns": { "$regex": "[.]system[.]views$" } },
+        { "ns": "admin.$cmd", "o.applyOps.op": "c" },
+        { "ns": "admin.$cmd", "o.applyOps.ns": { "$regex": "[.]system[.]views$" } },
+    ] };
+    entry_since(source, after, filter, "local").await
+}
+
+async fn entry_since(
     source: &Deployment,
     after: Ts,
-    definitions_only: bool,
+    mut filter: Document,
+    level: &str,
 ) -> Result<bool, Error> {
     let held = tail::first_at_or_after(source, after).await?;
     if held.is_none_or(|held| held.ts != after) {
         return Ok(true);
     }
-    // Transactions stand in admin, whatever they write; definitions in their databases.
-    let (kind, ours) = match definitions_only {
-        true => (doc! { "$eq": "c" }, "^(config|local|admin)[.]"),
-        false => (doc! { "$ne": "n" }, "^(config|local)[.]"),
-    };
+    filter.insert("ts", doc! { "$gt": Timestamp::from(after) });
     let command = doc! {
         "find": "oplog.rs",
-        "filter": {
-            "ts": { "$gt": Timestamp::from(after) },
-            "op": kind,
-            "ns": { "$not": { "$regex": ours } },
-        },
+        "filter": filter,
         "projection": { "ts": 1 },
         "limit": 1,
-        "readConcern": { "level": "majority" },
+        "readConcern": { "level": level },
     };
     let found = cursor_documents(source, "local", "look for later writes", command).await?;
     Ok(!found.is_empty())

@@ -1,9 +1,10 @@
 //! Verifying everything that is selected, or some of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use bson::Uuid;
+use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::listed::Looked;
@@ -16,6 +17,9 @@ use crate::retry::{Stopped, until_reached};
 use crate::selection::{NEVER_COPIED, STAGING_PREFIX, Selection};
 use crate::source::catalog;
 use crate::stop::Stop;
+
+/// How often the source is listed for collections that were renamed or made while others were verified.
+const LISTINGS_MAX: u32 = 4;
 
 /// What a verification came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -71,12 +75,25 @@ pub async fn verify<M: Moments>(
     let read = || catalog::read(source, selection);
     let mut catalogue = until_reached(source.side, stop, read).await?;
     select(&mut catalogue, names)?;
-    let at_once = verifier.workers.available_permits().max(1);
-    let reports = stream::iter(&catalogue.collections)
-        .map(|(uuid, collection)| verifier.collection(*uuid, collection))
-        .buffer_unordered(at_once)
-        .try_collect::<Vec<Option<CollectionReport>>>();
-    let mut collections: Vec<CollectionReport> = reports.await?.into_iter().flatten().collect();
+    let mut reports = BTreeMap::new();
+    let mut unproven = Vec::new();
+    for _ in 0..LISTINGS_MAX {
+        verifier.each(&catalogue, &mut reports, &mut unproven).await?;
+        // What was renamed or made meanwhile, too.
+        let mut again = until_reached(source.side, stop, read).await?;
+        // All that was meant may be gone by now.
+        if select(&mut again, names).is_ok() {
+            catalogue = again;
+        }
+        catalogue.collections.retain(|uuid, _| !reports.contains_key(uuid));
+        if catalogue.collections.is_empty() {
+            break;
+        }
+    }
+    let left = catalogue.collections.values();
+    unproven
+        .extend(left.map(|left| format!("{}: it comes, goes or moves all the time", left.source)));
+    let mut collections: Vec<CollectionReport> = reports.into_values().flatten().collect();
     collections.sort_by(|a, b| a.collection.cmp(&b.collection));
     let mut report = Report {
         outcome: Outcome::Equal,
@@ -87,7 +104,7 @@ pub async fn verify<M: Moments>(
         collections,
         views: Vec::new(),
         only_on_target: Vec::new(),
-        unproven: Vec::new(),
+        unproven,
     };
     for name in catalogue.views.keys() {
         let wanted = |options| View {
@@ -147,6 +164,32 @@ fn select(catalogue: &mut Catalogue, names: &[String]) -> Result<(), VerifyError
 }
 
 impl<M: Moments> Verifier<M> {
+    /// Verifies each of these collections. One that is gone by its name has no report; one that cannot be read has none
+    /// to come, and stands among what is unproven.
+    async fn each(
+        &self,
+        catalogue: &Catalogue,
+        reports: &mut BTreeMap<Uuid, Option<CollectionReport>>,
+        unproven: &mut Vec<String>,
+    ) -> Result<(), Stopped<Error>> {
+        let at_once = self.workers.available_permits().max(1);
+        let mut verified = stream::iter(&catalogue.collections)
+            .map(async |(uuid, found)| (*uuid, found, self.collection(*uuid, found).await))
+            .buffer_unordered(at_once);
+        while let Some((uuid, found, result)) = verified.next().await {
+            match result {
+                Ok(None) => {}
+                Ok(report) => drop(reports.insert(uuid, report)),
+                Err(Stopped::Failed(error)) => {
+                    unproven.push(format!("{}: {error}", found.source));
+                    reports.insert(uuid, None);
+                }
+                Err(stopped) => return Err(stopped),
+            }
+        }
+        Ok(())
+    }
+
     /// What stands on the target where the selection writes, and comes from nothing on the source.
     async fn only_on_target(
         &self,

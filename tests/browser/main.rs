@@ -165,7 +165,8 @@ async fn pauses_and_resumes(browser: &Browser) {
     browser.wait("there is nothing to resume", disabled).await;
     browser.press_enter("#pause").await;
     browser.wait("it is paused", "document.querySelector('#state').textContent === 'paused'").await;
-    assert_eq!(browser.text("#answer").await, "Done: pause");
+    let done = "document.querySelector('#answer').textContent === 'Done: pause'";
+    browser.wait("it is answered", done).await;
     assert!(browser.text("#next").await.contains("snapsync resume"));
     browser.wait("no second pause", "document.querySelector('#pause').disabled").await;
     browser.click("#resume").await;

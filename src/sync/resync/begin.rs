@@ -30,11 +30,19 @@ pub(super) struct Prepared {
     resume: ResumePoint,
 }
 
+impl Prepared {
+    /// Whether anything of it is still to be copied.
+    pub(super) fn is_wanted(&self, main: &Context) -> bool {
+        let catalogue = main.catalogue.read();
+        self.catalogue.collections.keys().any(|uuid| catalogue.repair.is_held(uuid))
+    }
+}
+
 /// Prepares a run of everything that waits; `None` if the source lists none of it. The main replay goes on meanwhile:
 /// a definition that it carries out is replayed by the run as well, as one that comes during the copy.
 ///
 /// # Errors
-/// [`Interrupted`]: too little room, or too often.
+/// [`Interrupted`]: too little room.
 pub(super) async fn prepare(main: Context, stop: Stop) -> Result<Option<Prepared>, Interrupted> {
     let (main, stop) = (&main, &stop);
     let waiting = waiting(main);
@@ -48,7 +56,6 @@ pub(super) async fn prepare(main: Context, stop: Stop) -> Result<Option<Prepared
         return Ok(None);
     }
     catalogue.collections.values_mut().for_each(stage);
-    check_recurrence(main, &catalogue)?;
     check_room(main, &catalogue, stop).await?;
     let resume = ResumePoint {
         applied: start.apply_after,
@@ -148,9 +155,10 @@ async fn bytes_free(target: &Deployment, database: &str) -> Result<Option<u64>, 
 /// Makes the run durable: its own files first, then what the main catalogue says of it.
 ///
 /// # Errors
-/// The disk.
+/// [`Interrupted`]: the disk, or too often.
 pub(super) fn note(main: &Context, prepared: Prepared) -> Result<(), Interrupted> {
     let Prepared { catalogue, resume } = prepared;
+    check_recurrence(main, &catalogue)?;
     remove_files(main)?;
     let id = Uuid::new().to_string();
     let run = context_of_run(main)?;

@@ -51,7 +51,6 @@ struct Preparing {
     task: JoinHandle<Result<Option<Prepared>, Interrupted>>,
     /// The run will read nothing before this.
     keeps: Ts,
-    stop: Stop,
 }
 
 /// The part of a run that goes on beside the main replay.
@@ -215,6 +214,12 @@ impl Resync {
         Ok(())
     }
 
+    /// Whether a run is being prepared, which will read from the spool.
+    #[must_use]
+    pub fn is_preparing(&self) -> bool {
+        self.preparing.is_some()
+    }
+
     /// The spool has to keep everything after this, as far as a run needs it.
     #[must_use]
     pub fn keeps(&self, main: Ts) -> Ts {
@@ -272,15 +277,17 @@ impl Resync {
                 self.not_before = Some(Instant::now() + LOOK_AGAIN);
                 return Ok(Outcome::AsBefore);
             };
+            if !prepared.is_wanted(main) {
+                return Ok(Outcome::AsBefore);
+            }
             begin::note(main, prepared)?;
             self.start(main, spool, stop)?;
             return Ok(Outcome::Changed);
         }
         let due = self.not_before.is_none_or(|at| Instant::now() >= at);
         if self.preparing.is_none() && due && !main.catalogue.read().repair.held.is_empty() {
-            let stop = stop.child();
             let task = tokio::spawn(begin::prepare(main.clone(), stop.clone()));
-            self.preparing = Some(Preparing { task, keeps, stop });
+            self.preparing = Some(Preparing { task, keeps });
         }
         Ok(Outcome::AsBefore)
     }
@@ -293,9 +300,8 @@ impl Resync {
     /// Ends what goes on beside the main replay, and waits for it: nothing of it lands afterwards.
     pub async fn stop(&mut self) {
         if let Some(preparing) = self.preparing.take() {
-            preparing.stop.request();
             // It only reads.
-            let _ended = preparing.task.await;
+            preparing.task.abort();
         }
         if let Some(running) = self.running.take() {
             running.stop.request();
