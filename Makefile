@@ -6,6 +6,9 @@ PROFILE ?= release
 build:
 	cargo build --locked --profile $(PROFILE)
 
+# Tests wait for servers more than they compute.
+export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+
 # SNAPSYNC_MONGOD, or a mongod on PATH, is used instead of a fetched 6.0.5 if it is there.
 test: mongod versions
 	cargo test --locked
