@@ -113,7 +113,7 @@ async fn nothing_of_a_frozen_daemon_lands_after_a_copy_of_it_took_over() {
         }
         let mut successor = take_over(&mut daemon, &target, |frozen| frozen.start_copy()).await;
         if hang {
-            let waiting = "waiting for operations of an earlier run";
+            let waiting = "waiting for what was left in flight";
             successor.wait_log(waiting).await;
             hang_inserts(&target, "off").await;
         }
