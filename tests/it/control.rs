@@ -136,7 +136,7 @@ async fn answers_from_the_start_to_the_end() {
     let options =
         DaemonOptions::new(&pair.source, &pair.target).toml("[delta]\ninterval = \"300ms\"");
     let mut daemon = Daemon::start(options);
-    wait_for("an answer", Duration::from_secs(60), || daemon.get("/health/live")).await;
+    wait_for("an answer", Duration::from_secs(8), || daemon.get("/health/live")).await;
     for reply in both(&daemon, "/health/live").await {
         assert_eq!((reply.status, reply.json()), (200, json!({"live": true})));
     }
@@ -154,7 +154,7 @@ async fn answers_from_the_start_to_the_end() {
     }
     let counted =
         |status: &Value| status["deltas"][1]["source"] == 19 && status["total_delta"] == 0;
-    daemon.wait_status("deltas", Duration::from_secs(120), counted).await;
+    daemon.wait_status("deltas", Duration::from_secs(20), counted).await;
     for reply in both(&daemon, "/status").await {
         assert_eq!(reply.status, 200);
         let status = reply.json();
@@ -248,7 +248,7 @@ async fn a_token_is_wanted_over_tcp_and_not_over_the_socket() {
     let options = DaemonOptions::with_uris(&uri, "mongodb://127.0.0.1:9/")
         .toml(&format!("[control]\ntoken_file = {:?}", file.display().to_string()));
     let mut daemon = Daemon::start(options);
-    wait_for("an answer", Duration::from_secs(60), || daemon.get("/health/live")).await;
+    wait_for("an answer", Duration::from_secs(8), || daemon.get("/health/live")).await;
     let address = daemon.address();
     let bearer = format!("Bearer {TOKEN}");
     let ask = async |method: &str, path: &str, token: Option<&str>| {
@@ -277,7 +277,7 @@ async fn a_token_is_wanted_over_tcp_and_not_over_the_socket() {
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("control.token_file"), "{shown}");
     daemon.signal(rustix::process::Signal::KILL);
-    daemon.wait_exit(Duration::from_secs(60)).await;
+    daemon.wait_exit(Duration::from_secs(5)).await;
     assert!(!format!("{shown}{}", daemon.log()).contains(TOKEN));
 }
 

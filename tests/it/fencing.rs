@@ -38,7 +38,7 @@ async fn a_daemon_that_loses_its_lease_ends() {
 
     // As long as the other one holds it there is no way in; once it has expired there is.
     daemon.restart();
-    assert_eq!(daemon.wait_exit(Duration::from_secs(120)).await.code(), HELD);
+    assert_eq!(daemon.wait_exit(Duration::from_secs(30)).await.code(), HELD);
     let expired = vec![doc! {"$set": {"expires": {"$subtract": ["$$NOW", 1000]}}}];
     lease(&target).update_one(id, expired).await.unwrap();
     daemon.restart();
@@ -106,7 +106,7 @@ async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
     target.admin(hang("off")).await;
     quiesce(&mut daemon, &source).await;
     let settled = |status: &Value| status["lag_seconds"] == 0.0;
-    daemon.wait_status("no lag", Duration::from_secs(120), settled).await;
+    daemon.wait_status("no lag", Duration::from_secs(30), settled).await;
     assert_equal(&source, &target).await;
 }
 

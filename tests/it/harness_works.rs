@@ -217,6 +217,6 @@ async fn a_daemon_that_cannot_work_ends_with_its_log_kept() {
     let mut daemon = Daemon::start(options);
     let config = std::fs::read_to_string(daemon.config_file()).unwrap();
     assert!(config.contains("[no_such_section]") && config.contains("[control]"), "{config}");
-    daemon.wait_exit(Duration::from_secs(120)).await;
+    daemon.wait_exit(Duration::from_secs(30)).await;
     daemon.get("/status").await.unwrap_err();
 }

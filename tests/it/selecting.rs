@@ -205,7 +205,7 @@ async fn nothing_expires_on_the_target_by_itself() {
     crate::scenario::while_stopped(&mut daemon, async {
         push_forward("before").await;
         push_forward("live").await;
-        wait_for("the source to expire the others", Duration::from_secs(180), || async {
+        wait_for("the source to expire the others", Duration::from_secs(20), || async {
             for (name, left) in [("before", 5), ("live", 5), ("clustered", 0)] {
                 let count =
                     shop.collection::<Document>(name).count_documents(doc! {}).await.unwrap();
@@ -223,7 +223,7 @@ async fn nothing_expires_on_the_target_by_itself() {
             ttl.get_i64("passes").unwrap()
         };
         let before = passes().await;
-        wait_for("the target's monitor", Duration::from_secs(180), || async {
+        wait_for("the target's monitor", Duration::from_secs(20), || async {
             let now = passes().await;
             if now >= before + 2 { Ok(()) } else { Err(format!("{now} passes")) }
         })

@@ -9,7 +9,7 @@ use super::{SLOWLY, fill};
 use crate::harness::{Daemon, DaemonOptions, Pair, assert_equal, quiesce};
 
 /// For an end that waits for no server; the rest is for a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(8);
 /// For an end while a server does not answer: less than what systemd is asked for.
 const BOUNDED: Duration = Duration::from_secs(30);
 
@@ -80,7 +80,7 @@ async fn ends_while_a_server_does_not_answer() {
 /// By now several calls wait for an answer that does not come.
 async fn falls_behind(daemon: &mut Daemon) {
     let late = |status: &Value| status["lag_seconds"].as_f64().is_some_and(|lag| lag > 1.5);
-    daemon.wait_status("the silence to be noticed", Duration::from_secs(120), late).await;
+    daemon.wait_status("the silence to be noticed", Duration::from_secs(20), late).await;
 }
 
 async fn fill_more(source: &crate::harness::ReplicaSet) {

@@ -115,11 +115,11 @@ impl Daemon {
     /// SIGTERM; returns the exit status and how long the end took.
     ///
     /// # Panics
-    /// If it does not end within two minutes.
+    /// If it does not end within 30 s.
     pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
         let started = Instant::now();
         self.process.signal(Signal::TERM);
-        let status = self.wait_exit(Duration::from_secs(120)).await;
+        let status = self.wait_exit(Duration::from_secs(30)).await;
         (status, started.elapsed())
     }
 
