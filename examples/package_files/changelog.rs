@@ -18,10 +18,9 @@ pub(crate) fn debian() -> String {
 
 /// As the package itself names it.
 fn maintainer() -> String {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/debian/control");
-    let control = std::fs::read_to_string(file).unwrap();
+    let control = include_str!("../../packaging/debian/control");
     let line = control.lines().find_map(|line| line.strip_prefix("Maintainer: "));
-    line.expect("a maintainer").to_owned()
+    line.expect("packaging/debian/control lacks its line `Maintainer: NAME <ADDRESS>`").to_owned()
 }
 
 /// The time of the sources (`SOURCE_DATE_EPOCH`, else the last commit), so that the same sources give the same file.
@@ -32,6 +31,7 @@ fn date() -> String {
             .map(|log| String::from_utf8_lossy(&log.stdout).trim().to_owned())
             .unwrap_or_default()
     });
-    let time = jiff::Timestamp::from_second(epoch.trim().parse().unwrap_or(0)).unwrap();
+    let time = jiff::Timestamp::from_second(epoch.trim().parse().unwrap_or(0));
+    let time = time.expect("SOURCE_DATE_EPOCH is no time in seconds since 1970");
     time.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
 }

@@ -57,6 +57,17 @@ async fn answers_of_the_target_are_lost() {
             }
         }
     }
+    // Many updates and removals go in one transaction: whether it was committed is not known.
+    for round in 0..2 {
+        let lost = proxy.lost("commitTransaction");
+        proxy.lose_answers("commitTransaction", 1);
+        if round == 0 {
+            large.update_many(doc! {}, doc! {"$inc": {"n": 1}}).await.unwrap();
+        } else {
+            large.delete_many(doc! {"_id": {"$lt": 600}}).await.unwrap();
+        }
+        proxy.wait_lost("commitTransaction", lost + 1).await;
+    }
     daemon.wait_state("live").await;
     tokio::join!(churn.stop(), workload.stop());
     quiesce(&mut daemon, &source).await;

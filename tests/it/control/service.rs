@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::{SLOWLY, fill};
 use crate::harness::{Daemon, DaemonOptions, Pair, wait_for};
 
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(20);
 
 /// The socket of a service manager, and all that was said to it.
 struct Manager {

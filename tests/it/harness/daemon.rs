@@ -14,8 +14,8 @@ use super::replica_set::ReplicaSet;
 
 /// How often the daemon is asked while a test waits for it.
 const POLL: Duration = Duration::from_millis(30);
-/// For a line of the log: long enough for a machine that is busy with other tests.
-const LOG_TIMEOUT: Duration = Duration::from_secs(120);
+/// For a line of the log.
+const LOG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the daemon is started with: two connection strings, and whatever a test adds.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use bson::{Document, doc};
 use serde_json::{Value, json};
 
-use super::{LONG, OFTEN, fill, orders, resyncs, wait_mended};
+use super::{LONG, OFTEN, fill, orders, resynced, resyncs, wait_copied, wait_mended};
 use crate::harness::{Daemon, DaemonOptions, Pair, ReplicaSet};
 
 const SLOWLY: &str = "[copy]\nmax_bytes_per_second = \"128KiB\"";
@@ -90,7 +90,10 @@ async fn special_collections_are_copied_again() {
     for name in ["shop.capped", "shop.system.buckets.series"] {
         daemon.wait_log(&format!("resync of {name} finished")).await;
     }
-    wait_mended(&mut daemon, &source, &target, 1).await;
+    wait_copied(&mut daemon, &source, &target, 1).await;
+    let mut names = resynced(&daemon);
+    names.sort();
+    assert_eq!(names, ["shop.capped", "shop.system.buckets.series"]);
     let before = resyncs(&daemon.status().await.unwrap());
     assert!(daemon.command(&["resync", "shop.series", "shop.capped", "--yes"]).status.success());
     series.insert_many((80..90).map(|n| doc! {"t": at(n), "m": n % 3, "v": n})).await.unwrap();
