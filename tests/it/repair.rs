@@ -52,7 +52,7 @@ async fn wait_mended(daemon: &mut Daemon, source: &ReplicaSet, target: &ReplicaS
     assert_eq!(resyncs(&status), times, "{}", daemon.log_tail());
 }
 
-/// The same where several collections may be found in one look or in two: which of them were copied again, and how often
+/// The same where several collections may be found in one look or in two: which were copied again, and how often
 /// each, is for the caller to assert.
 async fn wait_copied(daemon: &mut Daemon, source: &ReplicaSet, target: &ReplicaSet, least: u64) {
     let mended = |status: &Value| {
