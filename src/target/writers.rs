@@ -135,9 +135,9 @@ impl Writers {
     }
 
     /// As [`write`](Self::write), for updates and deletes: its `statements` go in one transaction if they are many. The
-    /// server keeps a record of every retryable statement, of a transaction only one (what that costs was measured:
-    /// docs/benchmarks.md), and both are fenced alike. A transaction that is refused or cut short leaves nothing or all of it,
-    /// and then the command goes as a retryable one, which tells which statements fail: done twice, it ends the same.
+    /// server keeps a record of every retryable statement, of a transaction only one (docs/benchmarks.md has what that
+    /// costs), and both are fenced alike. A transaction that is refused or cut short leaves nothing or all of it, and
+    /// then the command goes as a retryable one, which tells which statements fail: done twice, it ends the same.
     ///
     /// # Errors
     /// As [`write`](Self::write).
