@@ -93,7 +93,7 @@ fn wrong_arguments_are_wrong_usage() {
         &["rum"][..],
         &[],
         &["run", "--fast"],
-        &["status", "--json", "--watch"],
+        &["status", "--fast"],
         &["run", "--set", "sync.window"],
         &["config", "extra"],
         &["run", "--config"],
