@@ -43,7 +43,7 @@ pub async fn forget(config: &Config) -> Result<Forgotten, Exit> {
         }
         Err(error) => return Err(error.into()),
     };
-    let target = startup::connect(config, Side::Target, "snapsync reset", CONNECTIONS).await?;
+    let target = startup::connect(config, Side::Target, taking::APP_NAME, CONNECTIONS).await?;
     let at_start = |error: Error| Exit::at_start(&error);
     let home = ownership::owner("", directory).home;
     let mut migrations: BTreeSet<String> =

@@ -142,7 +142,7 @@ async fn prepare(
         });
     }
     let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
-    let asking = connect(&config, Side::Target, "snapsync control", CONTROL_CONNECTIONS).await?;
+    let asking = connect(&config, Side::Target, taking::APP_NAME, CONTROL_CONNECTIONS).await?;
     let (source_facts, target_facts) =
         reading(stop, pass_checks(&source, &asking, &config)).await?;
     show_deployments(&board, &source_facts, &target_facts);

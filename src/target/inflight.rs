@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bson::{Document, Uuid, doc};
 
-use crate::mongo::{Deployment, Error, Failure, cursor_documents, run, session_id};
+use crate::mongo::{Deployment, Error, Failure, bson_count, cursor_documents, run, session_id};
 use crate::retry::{Stopped, until_reached};
 use crate::stop::Stop;
 
@@ -91,6 +91,34 @@ pub async fn clear_commented(
     .await
 }
 
+/// Ends transactions that programs of this name began, and have left alone for `idle` or longer. One whose program was
+/// killed would hold what it touched for a minute. Whoever is alive after all finds it ended, and begins again.
+///
+/// # Errors
+/// The operations could not be listed.
+pub async fn end_abandoned(
+    target: &Deployment,
+    app_name: &str,
+    idle: Duration,
+) -> Result<(), Error> {
+    for operation in operations_of_all_users(target).await? {
+        let named = operation.get_str("appName").is_ok_and(|name| name == app_name);
+        if named && idle_for(&operation).is_some_and(|time| time >= idle) {
+            kill(target, &operation).await;
+        }
+    }
+    Ok(())
+}
+
+/// How long a transaction has been waiting for its next statement; none if this is no such thing.
+fn idle_for(operation: &Document) -> Option<Duration> {
+    if operation.contains_key("opid") {
+        return None;
+    }
+    let transaction = operation.get_document("transaction").ok()?;
+    Some(Duration::from_micros(bson_count(transaction, "timeInactiveMicros")))
+}
+
 fn is_index_build(operation: &Document) -> bool {
     operation.get_document("command").is_ok_and(|command| command.contains_key("createIndexes"))
 }
@@ -153,6 +181,7 @@ async fn operations(target: &Deployment, all_users: bool) -> Result<Vec<Document
             { "$match": { "appName": { "$regex": "^snapsync " } } },
             { "$project": {
                 "opid": 1, "lsid": 1, "appName": 1, "command.comment": 1, "command.createIndexes": 1,
+                "transaction.timeInactiveMicros": 1,
             } },
         ],
         "cursor": {},

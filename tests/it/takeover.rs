@@ -64,6 +64,28 @@ async fn of_two_daemons_started_at_once_one_works_and_one_names_it() {
     }
 }
 
+/// A daemon killed between the statements of its taking leaves a transaction that the server keeps for a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_killed_while_it_took_the_lease_is_not_in_the_way() {
+    let Pair { source, target } = Pair::start().await;
+    seed(&source, "shop", 10).await;
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target));
+    daemon.wait_state("live").await;
+    daemon.kill9();
+    let mut options = mongodb::options::ClientOptions::parse(target.uri()).await.unwrap();
+    options.app_name = Some("snapsync control".to_owned());
+    let killed = mongodb::Client::with_options(options).unwrap();
+    let mut session = killed.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let gate = killed.database("snapsync").collection::<Document>("gate");
+    let taking = gate.update_one(doc! {"_id": "gate"}, doc! {"$inc": {"takings": 1_i64}});
+    taking.session(&mut session).await.unwrap();
+    daemon.restart();
+    daemon.wait_state("live").await;
+    assert!(session.commit_transaction().await.is_err(), "it was ended");
+    assert_equal(&source, &target).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn migrations_of_disjoint_sets_share_a_target() {
     let Pair { source, target } = Pair::start().await;

@@ -1,7 +1,7 @@
 //! Taking the lease. All leases on the target are looked at and ours is written in one transaction, which also changes
 //! the one document `gate`: so of two daemons that ask at the same moment the server lets one through, and the other
 //! asks again and sees it. A renewal that comes in between is in conflict with the transaction as well: a lease is not
-//! taken from a holder that is just renewing it.
+//! taken from a holder that is just renewing it. A transaction whose program was killed is ended by whoever meets it.
 //!
 //! What is granted, and what is refused, is decided by [`decide`] alone.
 
@@ -16,11 +16,18 @@ use super::{COLLECTION, DATABASE, Lease, Owner, expiry, is_live};
 use crate::mongo::{Deployment, Error, ForeignSessions, bson_count, run};
 use crate::retry::Backoff;
 use crate::selection::{Claim, TargetSet};
+use crate::target::inflight;
+
+/// The name of connections that [`take`] is called with: what they leave behind is found by it.
+pub const APP_NAME: &str = "snapsync control";
 
 const GATE: &str = "gate";
 const ACTION: &str = "take the lease";
 /// How long others may be in the way of taking.
 const TAKE_WITHIN: Duration = Duration::from_secs(20);
+/// A taking that has waited for its own next statement for so long is not going on: statements follow each other within
+/// milliseconds.
+const ABANDONED_AFTER: Duration = Duration::from_secs(1);
 /// Leases on one target at the most.
 const LEASES_MAX: i32 = 1000;
 /// Sessions of earlier holders that are kept fenced off, at the most; the latest ones.
@@ -205,7 +212,8 @@ pub async fn held_by_another(
     Ok(decide(&leases(&reply), owner, set).err())
 }
 
-/// Takes the lease for this set, if nobody is in the way. The caller holds the lock of the state directory.
+/// Takes the lease for this set, if nobody is in the way. The caller holds the lock of the state directory, and has
+/// connected under [`APP_NAME`].
 ///
 /// # Errors
 /// The call failed.
@@ -235,6 +243,9 @@ pub async fn take(target: &Deployment, owner: &Owner, set: &TargetSet) -> Result
                 tracing::debug!("{}", failed(&error));
                 // The server has ended it, or will: this is for the driver, which begins no other before.
                 drop(session.abort_transaction().await);
+                // Perhaps in the way for a minute, until the server gives it up.
+                let ended = inflight::end_abandoned(target, APP_NAME, ABANDONED_AFTER).await;
+                ended.unwrap_or_else(|error| tracing::debug!("{error}"));
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
