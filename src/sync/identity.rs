@@ -13,11 +13,10 @@ use crate::target::lease::mirror;
 /// # Errors
 /// [`Interrupted`]; a halt if one of them is not the one.
 pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
-    let ask = async |side: &Deployment| {
-        until_reached(side.side, stop, || replica_set_identity(side)).await
+    let found = ReplicaSets {
+        source: ask(&context.source, stop).await?,
+        target: ask(&context.target, stop).await?,
     };
-    let found =
-        ReplicaSets { source: ask(&context.source).await?, target: ask(&context.target).await? };
     let record = context.records.get();
     if record.resume.is_some() {
         not_another(Side::Source, &record.replica_sets.source, &found.source)?;
@@ -39,6 +38,19 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
     })?;
     context.verified.set();
     Ok(())
+}
+
+/// Looks at the source alone: enough for spooling it, which a target that is away need not keep from going on.
+///
+/// # Errors
+/// [`Interrupted`]; a halt if it is another one.
+pub(super) async fn verify_source(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    let found = ask(&context.source, stop).await?;
+    not_another(Side::Source, &context.records.get().replica_sets.source, &found)
+}
+
+async fn ask(side: &Deployment, stop: &Stop) -> Result<Option<String>, Interrupted> {
+    Ok(until_reached(side.side, stop, || replica_set_identity(side)).await?)
 }
 
 fn not_another(

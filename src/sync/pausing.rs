@@ -1,6 +1,9 @@
 //! The act of standing still: the oplog goes to the spool, and nothing is applied.
 
+use std::future::Future;
 use std::time::Duration;
+
+use futures_util::FutureExt;
 
 use super::context::{Context, Interrupted};
 use super::feed::{Feed, FeedError};
@@ -12,11 +15,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is said that the oplog cannot be spooled any more.
 const WARN_EVERY: u32 = 600;
 
-/// Spools until asked to stop. What the source's oplog no longer holds is missed only when replay goes on.
+/// Spools until asked to stop, or `certain` finds a reason against it. What the source's oplog no longer holds is
+/// missed only when replay goes on.
 ///
 /// # Errors
 /// [`Interrupted`], always: a pause has no end of its own.
-pub(super) async fn pause(context: &Context, mut feed: Feed, stop: &Stop) -> Interrupted {
+pub(super) async fn pause(
+    context: &Context,
+    mut feed: Feed,
+    certain: impl Future<Output = Result<(), Interrupted>>,
+    stop: &Stop,
+) -> Interrupted {
+    let mut certain = std::pin::pin!(certain.fuse());
     let mut round = 0_u32;
     let mut failure: Option<FeedError> = None;
     loop {
@@ -32,10 +42,14 @@ pub(super) async fn pause(context: &Context, mut feed: Feed, stop: &Stop) -> Int
             }
             round = round.wrapping_add(1);
         }
-        if stop.sleep(LOOK_EVERY).await.is_err() {
+        let ended = tokio::select! {
+            slept = stop.sleep(LOOK_EVERY) => slept.map_err(Interrupted::from),
+            certain = &mut certain => certain,
+        };
+        if let Err(interrupted) = ended {
             // Why it had ended was said already.
             let _ended = feed.finish().await;
-            return Interrupted::Stop;
+            return interrupted;
         }
     }
 }

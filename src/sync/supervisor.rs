@@ -226,9 +226,12 @@ async fn after(
 /// One act; `None` when it came to its end and the next one follows.
 async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
     let phase = context.records.get().phase;
-    if !matches!(phase, Phase::Halted { .. })
-        && let Err(interrupted) = make_sure(context, stop).await
-    {
+    let certain = match phase {
+        Phase::Halted { .. } => Ok(()),
+        Phase::Paused { .. } => identity::verify_source(context, stop).await,
+        _ => make_sure(context, stop).await,
+    };
+    if let Err(interrupted) = certain {
         return Some(interrupted);
     }
     match phase {
@@ -238,7 +241,11 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
             Some(Interrupted::Stop)
         }
         Phase::Paused { .. } => Some(match feed(context, stop).await {
-            Ok(feed) => pausing::pause(context, feed, stop).await,
+            Ok(feed) => {
+                // Nothing is written, so a target that is away need not keep the oplog from being spooled.
+                let certain = identity::verify(context, stop);
+                pausing::pause(context, feed, certain, stop).await
+            }
             Err(interrupted) => interrupted,
         }),
         Phase::CatchingUp { .. } | Phase::Live { .. } => Some(match prepare(context, stop).await {

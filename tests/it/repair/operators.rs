@@ -8,7 +8,7 @@ use crate::harness::{Daemon, DaemonOptions, Pair, assert_equal, quiesce, wait_fo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_lasts_until_it_is_ended_and_loses_nothing() {
-    let Pair { source, target } = Pair::start().await;
+    let Pair { source, mut target } = Pair::start().await;
     fill(&source, &["shop.orders"]).await;
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(OFTEN));
     daemon.wait_state("live").await;
@@ -18,7 +18,6 @@ async fn a_pause_lasts_until_it_is_ended_and_loses_nothing() {
     assert_eq!(daemon.get("/health/ready").await.unwrap().status, 503);
     assert_eq!(daemon.post("/pause", &json!({})).await.unwrap().status, 409);
     orders(&source).delete_many(doc! {}).await.unwrap();
-    let spooled = source.majority_ts().await;
     for _ in 0..2 {
         daemon.kill9();
         daemon.restart();
@@ -30,15 +29,36 @@ async fn a_pause_lasts_until_it_is_ended_and_loses_nothing() {
     }
     assert_eq!(orders(&target).count_documents(doc! {}).await.unwrap(), 200);
     // It is what a pause is for.
-    let spool = daemon.state_directory().join("spool");
-    let is_spooled = || async {
-        let files = std::fs::read_dir(&spool).map_err(|error| error.to_string())?.count();
-        if files > 0 { Ok(()) } else { Err(format!("nothing spooled up to {spooled}")) }
-    };
-    wait_for("the spool", LONG, is_spooled).await;
+    wait_spooled(&daemon).await;
     assert!(daemon.command(&["resume", "--json"]).status.success());
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
+    // A target that is away does not keep the oplog from being spooled.
+    wait_for("the spool to be left", LONG, || async {
+        if spooled(&daemon)? == 0 { Ok(()) } else { Err("still in use".to_owned()) }
+    })
+    .await;
+    target.freeze();
+    assert!(daemon.command(&["pause"]).status.success());
+    orders(&source).insert_many((0..100).map(|id| doc! {"_id": id, "n": id})).await.unwrap();
+    wait_spooled(&daemon).await;
+    target.thaw();
+    assert!(daemon.command(&["resume"]).status.success());
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+}
+
+async fn wait_spooled(daemon: &Daemon) {
+    wait_for("the spool", LONG, || async {
+        if spooled(daemon)? > 0 { Ok(()) } else { Err("nothing is spooled".to_owned()) }
+    })
+    .await;
+}
+
+/// Files in the spool.
+fn spooled(daemon: &Daemon) -> Result<usize, String> {
+    let files = std::fs::read_dir(daemon.state_directory().join("spool"));
+    Ok(files.map_err(|error| error.to_string())?.count())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
