@@ -15,7 +15,7 @@ use crate::{data, server_options};
 
 /// Time between two probe writes.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-const TIMEOUT: Duration = Duration::from_secs(3600);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A copy under load, and then one rate after another: how long a write takes until it can be read on the target.
 pub async fn lag(settings: &Settings) -> Value {
@@ -126,13 +126,13 @@ async fn servers(settings: &Settings) -> (ReplicaSet, ReplicaSet) {
 }
 
 /// Writes until told that it is enough.
-struct Writer {
+pub(crate) struct Writer {
     enough: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Writer {
-    fn start(client: &Client, rate: u64, documents: u64, seed: u64) -> Self {
+    pub(crate) fn start(client: &Client, rate: u64, documents: u64, seed: u64) -> Self {
         let (client, enough) = (client.clone(), Arc::new(AtomicBool::new(false)));
         let told = enough.clone();
         let task = tokio::spawn(async move {
@@ -141,7 +141,7 @@ impl Writer {
         Self { enough, task }
     }
 
-    async fn finish(self) {
+    pub(crate) async fn finish(self) {
         self.enough.store(true, Ordering::Relaxed);
         self.task.await.expect("the writer");
     }

@@ -21,6 +21,7 @@ mod floor;
 mod harness;
 mod live;
 mod measure;
+mod proof;
 mod replay;
 mod report;
 mod settings;
@@ -61,6 +62,8 @@ async fn main() {
             "lag" => live::lag(&settings).await,
             "repair" => live::repair(&settings).await,
             "idle" => live::idle(&settings).await,
+            "verify" => proof::verify(&settings).await,
+            "intent" => proof::intent(),
             copy => copy::run(&settings, copy).await,
         };
         results.insert(scenario.to_owned(), result);

@@ -1,8 +1,8 @@
 //! What is measured, and how much of it: environment variables, so that a small run is quick.
 
 /// The scenarios, in the order in which they run.
-pub const SCENARIOS: [&str; 8] =
-    ["copy", "large", "small", "big", "replay", "lag", "repair", "idle"];
+pub const SCENARIOS: [&str; 10] =
+    ["copy", "large", "small", "big", "replay", "lag", "repair", "idle", "verify", "intent"];
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]
