@@ -35,6 +35,9 @@ pub struct Collection {
     pub target_uuid: Option<Uuid>,
     /// The options of the `create` command.
     pub options: Spec,
+    /// Whether it is capped and its limits are wider on the target: what it evicts is told by the oplog alone.
+    #[serde(default)]
+    pub widened: bool,
     /// The specification of the `_id` index, where there is one.
     pub id_index: Option<Spec>,
     /// Specifications of all other indexes, as the source states them, by name.
@@ -146,6 +149,7 @@ impl Catalogue {
             target,
             target_uuid: None,
             options: Spec::default(),
+            widened: false,
             id_index: None,
             indexes: BTreeMap::new(),
         };
@@ -183,6 +187,10 @@ impl Catalogue {
             let name = collection.target.to_string();
             if collection.options.0.contains_key("expireAfterSeconds") {
                 let what = "expiry of documents".to_owned();
+                held_back.push(HeldBack { collection: name.clone(), what });
+            }
+            if collection.widened {
+                let what = "limits of a capped collection".to_owned();
                 held_back.push(HeldBack { collection: name.clone(), what });
             }
             let expiring = collection.indexes.iter();
@@ -229,6 +237,7 @@ mod tests {
             target: Namespace::new("c", "d"),
             target_uuid: Some(Uuid::new()),
             options: Spec(doc! { "capped": true }),
+            widened: true,
             id_index: None,
             indexes: BTreeMap::from([("x_1".into(), Spec(doc! { "unique": true }))]),
         };

@@ -98,6 +98,7 @@ pub async fn create_all(
         store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&uuid) {
                 collection.target_uuid = Some(made);
+                collection.widened = definer.widens(&collection.options.0);
             }
         });
     }
@@ -160,6 +161,7 @@ pub async fn recreate(
     }
     let made = create(definer, collection, stop).await?;
     collection.target_uuid = Some(made);
+    collection.widened = definer.widens(&collection.options.0);
     store.change(|catalogue| catalogue.collections.insert(uuid, collection.clone()));
     store.save().map_err(|error| disk(&error))
 }

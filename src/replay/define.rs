@@ -10,6 +10,7 @@ use crate::mongo::{Error, Side};
 use crate::namespace::Namespace;
 use crate::retry::Stopped;
 use crate::stop::Stop;
+use crate::target::definitions::WIDE_MAX;
 
 type Outcome = Result<(), Stopped<ApplyError>>;
 
@@ -123,6 +124,7 @@ impl Applier {
             source,
             target,
             target_uuid: Some(target_uuid),
+            widened: self.definer.widens(&options),
             options: Spec(options),
             id_index: id_index.map(Spec),
             indexes: Default::default(),
@@ -444,11 +446,18 @@ fn note_modification(
             }
             ("cappedSize", _) => {
                 collection.options.0.insert("size", value.clone());
-                immediate.insert(key, value.clone());
+                if !collection.widened {
+                    immediate.insert(key, value.clone());
+                }
             }
             ("cappedMax", _) => {
-                collection.options.0.insert("max", value.clone());
-                immediate.insert(key, value.clone());
+                let before = collection.options.0.insert("max", value.clone());
+                match collection.widened {
+                    false => drop(immediate.insert(key, value.clone())),
+                    // It has a limit on the target if it has one on the source.
+                    true if before.is_none() => drop(immediate.insert(key, WIDE_MAX)),
+                    true => {}
+                }
             }
             _ => {
                 collection.options.0.insert(key, value.clone());
@@ -504,6 +513,7 @@ mod tests {
             target: Namespace::new("a", "b"),
             target_uuid: None,
             options: Spec::default(),
+            widened: false,
             id_index: None,
             indexes: [("x_1".to_owned(), Spec(doc! { "key": { "x": 1 }, "name": "x_1" }))].into(),
         }
@@ -523,6 +533,18 @@ mod tests {
         let changes = doc! { "index": { "name": "x_1", "hidden": true } };
         assert_eq!(note_modification(&mut collection, &changes, false, i32::MAX), doc! {});
         assert!(collection.indexes["x_1"].0.get_bool("hidden").unwrap());
+        assert_eq!(note_modification(&mut collection, &changes, true, i32::MAX), changes);
+    }
+
+    #[test]
+    fn limits_are_noted_and_stay_wide() {
+        let mut collection = Collection { widened: true, ..collection() };
+        let changes = doc! { "cappedSize": 4096, "cappedMax": 5 };
+        let now = note_modification(&mut collection, &changes, true, i32::MAX);
+        assert_eq!(now, doc! { "cappedMax": WIDE_MAX });
+        assert_eq!(collection.options.0, doc! { "size": 4096, "max": 5 });
+        assert_eq!(note_modification(&mut collection, &changes, true, i32::MAX), doc! {});
+        collection.widened = false;
         assert_eq!(note_modification(&mut collection, &changes, true, i32::MAX), changes);
     }
 

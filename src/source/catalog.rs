@@ -81,6 +81,7 @@ async fn add(
                 target,
                 target_uuid: None,
                 options: Spec(entry.options),
+                widened: false,
                 id_index: entry.id_index.map(Spec),
                 indexes,
             };

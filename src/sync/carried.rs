@@ -121,6 +121,7 @@ mod tests {
             source: Namespace::new("shop", "a"),
             target: Namespace::new("shop", "a"),
             target_uuid: None,
+            widened: false,
             options: Spec(options),
             id_index: None,
             indexes: [("x".to_owned(), Spec(index))].into(),

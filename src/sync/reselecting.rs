@@ -137,6 +137,7 @@ mod tests {
                 source: name.clone(),
                 target: name,
                 target_uuid: Some(Uuid::new()),
+                widened: false,
                 options: Spec::default(),
                 id_index: None,
                 indexes: BTreeMap::new(),

@@ -181,7 +181,13 @@ async fn prepare(
     ownership::fence(&config, &grant, stop).await?;
     ownership::record_sessions(&grant, &writers, stop).await?;
     let context = Context {
-        definer: Definer::new(target.clone(), target_facts.version, name, deadline),
+        definer: Definer::new(
+            target.clone(),
+            target_facts.version,
+            widens(&source_facts, &target_facts),
+            name,
+            deadline,
+        ),
         writers,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
@@ -200,6 +206,15 @@ async fn prepare(
     note(&directory, "started", &context)?;
     watch_over(&context, &asking, tasks, stop);
     Ok((context, grant.lease, lock))
+}
+
+/// Whether capped collections have wider limits on the target. From 6.0 on their documents may grow, so that what the
+/// target evicts by itself would not always be what the source did; the source logs what it evicts; and the target can
+/// be given their limits at cutover.
+fn widens(source: &ServerFacts, target: &ServerFacts) -> bool {
+    const SINCE: Version = Version(6, 0, 0);
+    let may_be_given = target.feature_version.is_none_or(|version| version >= (SINCE.0, SINCE.1));
+    source.version >= SINCE && target.version >= SINCE && may_be_given
 }
 
 /// Carries out what only reads, and gives it up when asked to stop.

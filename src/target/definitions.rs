@@ -32,11 +32,19 @@ const NEVER_EXPIRES: i32 = i32::MAX;
 /// The same for servers that refuse more seconds than have passed since 1970. It deletes what was due in 1972.
 const NEVER_EXPIRES_BEFORE_5: i32 = 1_700_000_000;
 
+/// What a capped collection holds on the target until cutover: more than any may hold. Its documents go when the oplog
+/// says so. By itself the target would evict some of them too early: a window is folded, so documents that grow in it
+/// are large from the beginning, and one that is applied again meets those that have grown before.
+const WIDE_SIZE: i64 = 1 << 50;
+/// The same for a limit to the number of documents.
+pub const WIDE_MAX: i32 = i32::MAX;
+
 /// Defines things on one deployment.
 #[derive(Debug, Clone)]
 pub struct Definer {
     deployment: Deployment,
     checks_uuid: bool,
+    widens: bool,
     never_expires: i32,
     app_name: String,
     deadline: Deadline,
@@ -44,11 +52,13 @@ pub struct Definer {
 }
 
 impl Definer {
-    /// For a target of this version, on connections that carry `app_name`, as long as the lease lasts.
+    /// For a target of this version, on connections that carry `app_name`, as long as the lease lasts. `widens` tells
+    /// whether the source logs what capped collections evict, and the target can be given their limits later.
     #[must_use]
     pub fn new(
         deployment: Deployment,
         version: Version,
+        widens: bool,
         app_name: String,
         deadline: Deadline,
     ) -> Self {
@@ -57,7 +67,7 @@ impl Definer {
         let never_expires =
             if version >= Version(5, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_5 };
         let commands = Arc::default();
-        Self { deployment, checks_uuid, never_expires, app_name, deadline, commands }
+        Self { deployment, checks_uuid, widens, never_expires, app_name, deadline, commands }
     }
 
     /// The deployment that is defined on.
@@ -70,6 +80,12 @@ impl Definer {
     #[must_use]
     pub fn never_expires(&self) -> i32 {
         self.never_expires
+    }
+
+    /// Whether a collection with these options has wider limits on the target.
+    #[must_use]
+    pub fn widens(&self, options: &Document) -> bool {
+        self.widens && options.get_bool("capped").unwrap_or(false)
     }
 
     /// Where to write a collection: its name, and its UUID where the server checks it.
@@ -185,7 +201,7 @@ impl Definer {
         stop: &Stop,
     ) -> Result<Option<Uuid>, Stopped<Error>> {
         let action = format!("create {namespace}");
-        let command = create_command(namespace, options, id_index);
+        let command = create_command(namespace, options, id_index, self.widens(options));
         let mut repeated = false;
         let mut made = self
             .define_again(&namespace.database, &action, command.clone(), &mut repeated, stop)
@@ -496,6 +512,7 @@ fn create_command(
     namespace: &Namespace,
     options: &Document,
     id_index: Option<&Document>,
+    widened: bool,
 ) -> Document {
     if let Some(name) = namespace.collection.strip_prefix("system.buckets.") {
         return create_time_series(name, options);
@@ -506,7 +523,12 @@ fn create_command(
         // What expires documents is held back; it is left out, because for a collection, unlike for an index, servers
         // refuse more seconds than have passed since 1970.
         if !matches!(key.as_str(), "temp" | "uuid" | "expireAfterSeconds") {
-            command.insert(key, value.clone());
+            let value = match key.as_str() {
+                "size" if widened => WIDE_SIZE.into(),
+                "max" if widened => WIDE_MAX.into(),
+                _ => value.clone(),
+            };
+            command.insert(key, value);
         }
     }
     // Servers take one of the two.
@@ -540,17 +562,18 @@ mod tests {
         assert_eq!(built, doc! { "v": 1, "key": {} });
         let namespace = Namespace::new("a", "b");
         let clustered = doc! { "clusteredIndex": {}, "expireAfterSeconds": 5_i64 };
-        let command = create_command(&namespace, &clustered, None);
+        let command = create_command(&namespace, &clustered, None, false);
         assert_eq!(command, doc! { "create": "b", "clusteredIndex": {} });
     }
 
     #[test]
     fn a_temporary_is_made_without_its_mark() {
         let namespace = Namespace::new("a", "b");
-        let command = create_command(&namespace, &doc! { "temp": true }, Some(&doc! { "v": 1 }));
+        let id_index = doc! { "v": 1 };
+        let command = create_command(&namespace, &doc! { "temp": true }, Some(&id_index), false);
         assert_eq!(command, doc! { "create": "b", "idIndex": { "v": 1 } });
         let automatic = doc! { "autoIndexId": true };
-        let command = create_command(&namespace, &automatic, Some(&doc! { "v": 2 }));
+        let command = create_command(&namespace, &automatic, Some(&id_index), false);
         assert_eq!(command, doc! { "create": "b", "autoIndexId": true });
     }
 
@@ -559,7 +582,19 @@ mod tests {
         let namespace = Namespace::new("a", "system.buckets.t");
         let options = doc! { "validator": {}, "clusteredIndex": true, "timeseries": { "timeField": "t" },
         "expireAfterSeconds": 5_i64 };
-        let command = create_command(&namespace, &options, None);
+        let command = create_command(&namespace, &options, None, false);
         assert_eq!(command, doc! { "create": "t", "timeseries": { "timeField": "t" } });
+    }
+
+    #[test]
+    fn a_capped_collection_has_the_limits_that_it_has_but_wider() {
+        let namespace = Namespace::new("a", "b");
+        let made = |options: Document, widened| create_command(&namespace, &options, None, widened);
+        let options = doc! { "capped": true, "size": 4096 };
+        let wide = doc! { "create": "b", "capped": true, "size": WIDE_SIZE };
+        assert_eq!(made(options.clone(), true), wide);
+        let command = made(doc! { "capped": true, "size": 4096, "max": 5 }, true);
+        assert_eq!(command.get_i32("max").unwrap(), WIDE_MAX);
+        assert_eq!(made(options, false).get_i32("size").unwrap(), 4096);
     }
 }

@@ -251,6 +251,7 @@ mod tests {
                 source: name.clone(),
                 target: name,
                 target_uuid: None,
+                widened: false,
                 options: Spec::default(),
                 id_index: None,
                 indexes: BTreeMap::new(),

@@ -21,7 +21,7 @@ use crate::harness::{Pair, ReplicaSet, assert_equal, wait_for};
 const WORKERS: usize = 4;
 const LONG: std::time::Duration = std::time::Duration::from_secs(120);
 
-async fn deployment(side: Side, set: &ReplicaSet) -> Deployment {
+pub(crate) async fn deployment(side: Side, set: &ReplicaSet) -> Deployment {
     let pool =
         PoolOptions { app_name: "copying".to_owned(), connections: 20, selection_timeout: None };
     let uri = format!("{}&compressors=zlib,snappy,zstd", set.uri());
@@ -43,7 +43,13 @@ async fn copier(pair: &Pair, folder: &std::path::Path) -> Copier {
     let deadline = lasting();
     Copier {
         source,
-        definer: Definer::new(target.clone(), version, "copying".to_owned(), deadline.clone()),
+        definer: Definer::new(
+            target.clone(),
+            version,
+            true,
+            "copying".to_owned(),
+            deadline.clone(),
+        ),
         writers: Writers::start(target, deadline, WORKERS * 2).await.unwrap(),
         catalogue: Arc::new(catalogue),
         after,

@@ -44,12 +44,13 @@ pub struct Scenario {
 }
 
 /// What servers of before a version do not know, as it stands in the text of a scenario.
-const NEEDS: [(&str, (i32, i32)); 22] = [
+const NEEDS: [(&str, (i32, i32)); 23] = [
     ("\"hidden\"", (4, 4)),
     ("\"compound_hashed\"", (4, 4)),
     ("series_changed", (6, 0)),
     // Documents of capped collections that grow, or are deleted.
     ("capped_overflow", (6, 0)),
+    ("capped_growing", (6, 0)),
     ("capped_order", (6, 0)),
     ("\"timeseries\"", (5, 0)),
     ("\"$setField\"", (5, 0)),

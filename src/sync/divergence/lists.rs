@@ -140,6 +140,7 @@ mod tests {
                 source: name.clone(),
                 target: name,
                 target_uuid: on_target.get(&uuid).copied(),
+                widened: false,
                 options: Spec::default(),
                 id_index: None,
                 indexes: BTreeMap::new(),

@@ -132,6 +132,7 @@ fn note_places(main: &Context, run: &Context) -> Result<(), Interrupted> {
         for (uuid, made) in own.iter().filter(|(_, made)| stays_in_place(&made.target)) {
             if let Some(collection) = catalogue.collections.get_mut(uuid) {
                 collection.target_uuid = made.target_uuid;
+                collection.widened = made.widened;
             }
         }
     });

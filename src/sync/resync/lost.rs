@@ -81,6 +81,7 @@ fn anew(old: Catalogue, listed: Catalogue, reason: &str) -> Catalogue {
             (Some(collection), target_uuid) => {
                 collection.target = known.target;
                 collection.target_uuid = target_uuid;
+                collection.widened = known.widened;
             }
             (None, Some(target_uuid)) => {
                 left.insert(target_uuid, known.target);
@@ -108,6 +109,7 @@ mod tests {
             target: name,
             target_uuid,
             options: Spec::default(),
+            widened: false,
             id_index: None,
             indexes: BTreeMap::new(),
         }

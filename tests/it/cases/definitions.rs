@@ -174,6 +174,23 @@ fn creations() -> Vec<Scenario> {
             ],
         ),
         scenario(
+            "capped_growing",
+            vec![
+                create("log", doc! {"capped": true, "size": 4096}),
+                insert("log", vec![doc! {"_id": 1, "pad": "x".repeat(2900)}, doc! {"_id": 2}]),
+                create("numbered", doc! {"capped": true, "size": 4096, "max": 3}),
+                insert("numbered", vec![doc! {"_id": 1, "pad": "x".repeat(2900)}]),
+            ],
+            vec![
+                // It evicts nothing until the next insert.
+                insert("log", vec![doc! {"_id": 3}, doc! {"_id": 4}]),
+                update("log", doc! {"_id": 3}, doc! {"$set": {"pad": "x".repeat(1500)}}),
+                insert("numbered", vec![doc! {"_id": 2}, doc! {"_id": 3}]),
+                update("numbered", doc! {"_id": 2}, doc! {"$set": {"pad": "x".repeat(1500)}}),
+                update("numbered", doc! {"_id": 1}, doc! {"$set": {"more": "x".repeat(1500)}}),
+            ],
+        ),
+        scenario(
             "capped_order",
             vec![
                 create("log", doc! {"capped": true, "size": 100_000}),
@@ -493,6 +510,7 @@ fn series() -> Vec<Scenario> {
                 points(0, 10),
                 create("expiring", expiring),
                 insert("expiring", vec![doc! {"t": at(0), "m": 1}]),
+                create("by_hours", options("hours")),
                 modify("expiring", doc! {"expireAfterSeconds": 1_500_000_000_i64}),
             ],
         ),
