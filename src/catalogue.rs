@@ -154,7 +154,7 @@ impl Catalogue {
             indexes: BTreeMap::new(),
         };
         self.collections.insert(uuid, collection);
-        self.repair.hold(uuid, "it came into the selection");
+        self.repair.expect(uuid, "it came into the selection");
     }
 
     /// What the main replay is about.

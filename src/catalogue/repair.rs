@@ -42,6 +42,10 @@ pub struct Held {
     pub reason: String,
     /// Whether the run under way copies it; else it waits for the next one.
     pub in_run: bool,
+    /// Nothing has diverged: it is copied for the first time, and that was never begun yet. It does not count among
+    /// what recurs: applications may move collections into the selection as often as they like.
+    #[serde(default)]
+    pub is_new: bool,
 }
 
 /// One run: some collections are copied again, brought up to date, and put in their places together.
@@ -78,8 +82,27 @@ impl Repair {
         if self.held.contains_key(&uuid) {
             return false;
         }
-        self.held.insert(uuid, Held { reason: reason.into(), in_run: false });
+        self.held.insert(uuid, Held { reason: reason.into(), in_run: false, is_new: false });
         true
+    }
+
+    /// Holds a collection that was never copied.
+    pub fn expect(&mut self, uuid: Uuid, reason: impl Into<String>) {
+        self.held.insert(uuid, Held { reason: reason.into(), in_run: false, is_new: true });
+    }
+
+    /// The run under way copies it.
+    pub fn join_run(&mut self, uuid: &Uuid) -> Option<&Held> {
+        let held = self.held.get_mut(uuid)?;
+        held.in_run = true;
+        held.is_new = false;
+        Some(held)
+    }
+
+    /// Whether this collection is copied for the first time, and for the first time tried to.
+    #[must_use]
+    pub fn is_new(&self, uuid: &Uuid) -> bool {
+        self.held.get(uuid).is_some_and(|held| held.is_new)
     }
 
     /// Whether the main replay leaves this collection alone.
@@ -173,10 +196,22 @@ mod tests {
         assert!(!repair.hold(uuid, "second"));
         assert_eq!(repair.held[&uuid].reason, "first");
         repair.run = Some(Run { id: "a".into(), begun_ms: 0, swapping_at: None, is_broken: false });
-        repair.held.get_mut(&uuid).unwrap().in_run = true;
+        repair.join_run(&uuid).unwrap();
         assert_eq!(repair.members(), [uuid].into());
         repair.end_run();
         assert_eq!(repair.members(), [].into());
         assert!(repair.is_held(&uuid));
+    }
+
+    #[test]
+    fn what_is_new_is_new_until_it_is_begun() {
+        let mut repair = Repair::default();
+        let [diverged, new] = [Uuid::new(), Uuid::new()];
+        repair.hold(diverged, "diverged");
+        repair.expect(new, "came");
+        assert!(!repair.is_new(&diverged) && repair.is_new(&new));
+        assert_eq!(repair.join_run(&new).unwrap().reason, "came");
+        repair.end_run();
+        assert!(!repair.is_new(&new), "what has to be tried again counts");
     }
 }

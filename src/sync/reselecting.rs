@@ -54,7 +54,7 @@ pub(super) async fn take_over(context: &Context, stop: &Stop) -> Result<(), Inte
         let removed = take_out(catalogue, |name| selection.includes(name));
         for (uuid, collection) in added.collections {
             catalogue.collections.insert(uuid, collection);
-            catalogue.repair.hold(uuid, "it was added to the selection");
+            catalogue.repair.expect(uuid, "it was added to the selection");
         }
         catalogue.views.extend(added.views);
         names(&removed)

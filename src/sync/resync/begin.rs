@@ -89,8 +89,11 @@ fn stage(collection: &mut Collection) {
 }
 
 fn check_recurrence(main: &Context, catalogue: &Catalogue) -> Result<(), Interrupted> {
-    let names: Vec<Namespace> =
-        catalogue.collections.values().map(|collection| collection.source.clone()).collect();
+    let names: Vec<Namespace> = {
+        let main = main.catalogue.read();
+        let again = catalogue.collections.iter().filter(|(uuid, _)| !main.repair.is_new(uuid));
+        again.map(|(_, collection)| collection.source.clone()).collect()
+    };
     let now = WallTime::now().as_ms();
     let recurring = main.catalogue.change(|catalogue| catalogue.repair.note(&names, now));
     let Some(first) = recurring.first() else { return Ok(()) };
@@ -176,8 +179,7 @@ pub(super) fn note(main: &Context, prepared: Prepared) -> Result<(), Interrupted
     main.catalogue.change(|catalogue| {
         let repair = &mut catalogue.repair;
         for (uuid, name) in members {
-            if let Some(held) = repair.held.get_mut(&uuid) {
-                held.in_run = true;
+            if let Some(held) = repair.join_run(&uuid) {
                 reasons.push((name, held.reason.clone()));
             }
         }
