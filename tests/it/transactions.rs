@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use bson::{Document, doc};
+use futures_util::TryStreamExt;
 use mongodb::ClientSession;
+use snapsync::mongo::Side;
+use snapsync::position::{OpTime, Ts};
+use snapsync::source::start;
 
+use crate::copying::deployment;
 use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, assert_equal, documents_in,
     quiesce, wait_for,
@@ -192,6 +197,29 @@ async fn prepared_transactions_arrive_when_they_commit() {
     assert_arrives(&mut daemon, &source, &target).await;
 }
 
+/// The majority may have some entries of a transaction and not the others when the moment to copy from is chosen.
+async fn assert_is_read_from_its_beginning(source: &ReplicaSet) {
+    let oplog = source.client().database("local").collection::<Document>("oplog.rs");
+    let found = oplog
+        .find(doc! {"ns": "admin.$cmd", "txnNumber": {"$exists": true}})
+        .projection(doc! {"ts": 1, "t": 1, "o.partialTxn": 1})
+        .sort(doc! {"ts": 1});
+    let entries: Vec<Document> = found.await.unwrap().try_collect().await.unwrap();
+    let deployment = deployment(Side::Source, source).await;
+    let of = |entry: &Document| {
+        OpTime::new(Ts::from(entry.get_timestamp("ts").unwrap()), entry.get_i64("t").unwrap())
+    };
+    let is_partial = |entry: &&Document| {
+        entry.get_document("o").unwrap().get_bool("partialTxn").unwrap_or(false)
+    };
+    let (partial, last): (Vec<&Document>, Vec<&Document>) = entries.iter().partition(is_partial);
+    assert!(partial.len() > 2 && last.len() == 1, "{} and {}", partial.len(), last.len());
+    for entry in &partial {
+        assert_eq!(start::beginning(&deployment, of(entry)).await.unwrap(), of(partial[0]));
+    }
+    assert_eq!(start::beginning(&deployment, of(last[0])).await.unwrap(), of(last[0]));
+}
+
 /// Most of it waits on disk until the commit, and is carried out part by part.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_transaction_takes_little_memory() {
@@ -218,6 +246,7 @@ async fn a_large_transaction_takes_little_memory() {
     let mut session = transaction(client, "shop", &rows).await.unwrap();
     session.commit_transaction().await.unwrap();
     assert_arrives(&mut daemon, &source, &target).await;
+    assert_is_read_from_its_beginning(&source).await;
     let arrived = documents_in(target.client(), "shop.many").await;
     assert_eq!(arrived, u64::from(OPERATIONS.unsigned_abs()));
     let status = format!("/proc/{}/status", daemon.process_id());
