@@ -82,6 +82,7 @@ pub(super) async fn carry_out(
             hold_again(context, namespaces)?;
         }
         Wish::Discard => {
+            context.clear_cut_short(stop).await?;
             kept::discard_all(context, stop).await?;
         }
     }

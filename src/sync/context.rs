@@ -20,6 +20,7 @@ use crate::retry::Stopped;
 use crate::state::StateError;
 use crate::state::catalogue::CatalogueStore;
 use crate::status::{State, StatusBoard, WallTime};
+use crate::stop::Stop;
 use crate::target::definitions::Definer;
 use crate::target::writers::Writers;
 use crate::telemetry::events;
@@ -146,6 +147,15 @@ impl Context {
     #[must_use]
     pub fn spool_directory(&self) -> PathBuf {
         self.config.state.directory.join(super::copying::SPOOL_FOLDER)
+    }
+
+    /// Kills and waits out what an act may have left in flight that was told to stop while the target did not answer.
+    /// To be called between two acts, before anything that must not meet it.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub async fn clear_cut_short(&self, stop: &Stop) -> Result<(), Interrupted> {
+        Ok(self.definer.clear_cut_short(self.writers.ids(), stop).await?)
     }
 
     /// Moves the migration on: durably, then on the board and in the log.

@@ -122,6 +122,8 @@ impl Follower {
                 self.track.set_scope(self.context.catalogue.read().scope());
             }
         }
+        // What the lease will say of a target that stands still is durable: nothing more is begun.
+        stop.check()?;
         self.settle(stop).await?;
         if self.settled {
             self.mending.at_window_end(&self.context, &mut self.track, feed, stop).await?;

@@ -51,6 +51,7 @@ const CONTROL_CONNECTIONS: u32 = 8;
 #[derive(Debug)]
 pub struct Held {
     lease: Lease,
+    writers: Writers,
     records: Arc<RecordStore>,
     catalogue: Arc<CatalogueStore>,
     stop: Stop,
@@ -66,13 +67,13 @@ impl Held {
     pub async fn release(mut self, in_order: bool) -> Result<(), Exit> {
         self.stop.request();
         let outcome = end(&mut self.tasks).await;
-        // After a failure writes may still be under way: then the lease is left to expire.
-        if outcome.is_ok()
-            && in_order
-            && let Err(error) =
-                self.lease.release(still(&self.records, &self.catalogue).as_ref()).await
-        {
-            tracing::info!("the lease is left to expire: {error}");
+        // After a failure anything may still be under way: then the lease is left to expire.
+        if outcome.is_ok() && in_order {
+            let still = still(&self.records, &self.catalogue);
+            let unsettled = self.writers.is_unsettled();
+            if let Err(error) = self.lease.release(still.as_ref(), unsettled).await {
+                tracing::info!("the lease is left to expire: {error}");
+            }
         }
         outcome
     }
@@ -108,6 +109,7 @@ pub async fn start(
         Ok((context, lease, lock)) => {
             let held = Held {
                 lease,
+                writers: context.writers.clone(),
                 records: context.records.clone(),
                 catalogue: context.catalogue.clone(),
                 stop: stop.clone(),

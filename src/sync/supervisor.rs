@@ -211,15 +211,21 @@ async fn after(
             Interrupted::Halt { reason, remedy } => {
                 context.happen(Event::Halt { reason, remedy }).map(drop)
             }
-            Interrupted::Lost(reason) => match context.records.get().phase {
-                Phase::Copying => copying::start_over(context, &reason, stop).await,
-                _ => lost::everything_again(context, &reason, stop).await,
-            },
+            Interrupted::Lost(reason) => everything_anew(context, &reason, stop).await,
         };
         match next {
             Ok(()) => return None,
             Err(another) => interrupted = another,
         }
+    }
+}
+
+/// What follows from an oplog that does not reach back far enough.
+async fn everything_anew(context: &Context, reason: &str, stop: &Stop) -> Result<(), Interrupted> {
+    context.clear_cut_short(stop).await?;
+    match context.records.get().phase {
+        Phase::Copying => copying::start_over(context, reason, stop).await,
+        _ => lost::everything_again(context, reason, stop).await,
     }
 }
 
@@ -262,7 +268,7 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
 /// earlier act, which may have been told to stop while a server did not answer, lands any more.
 async fn make_sure(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     identity::verify(context, stop).await?;
-    Ok(context.definer.clear_cut_short(context.writers.ids(), stop).await?)
+    context.clear_cut_short(stop).await
 }
 
 /// What has to be in order before the replay goes on.

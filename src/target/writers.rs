@@ -2,6 +2,7 @@
 //! the lease has passed to another. The sessions stand in the lease before the first write, so that whoever takes it
 //! over can have the server refuse everything that still comes under them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bson::{RawDocumentBuf, Uuid};
@@ -24,18 +25,32 @@ pub struct Writers {
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<WriteSession>>>,
     ids: Arc<[Uuid]>,
+    unsettled: Arc<AtomicBool>,
 }
 
 /// A session taken from the pool; goes back when dropped, also when its user was.
 struct Taken<'a> {
     writers: &'a Writers,
     session: Option<WriteSession>,
+    /// What was sent in it was answered in the end.
+    settled: bool,
     _permit: SemaphorePermit<'a>,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        if !self.settled {
+            self.writers.unsettled.store(true, Ordering::Relaxed);
+        }
         self.writers.idle().extend(self.session.take());
+    }
+}
+
+impl Taken<'_> {
+    /// Notes that the outcome is known, unless nobody waited for it any more.
+    fn settle<T, E>(&mut self, outcome: Result<T, Stopped<E>>) -> Result<T, Stopped<E>> {
+        self.settled = !matches!(outcome, Err(Stopped::Stop));
+        outcome
     }
 }
 
@@ -58,7 +73,8 @@ impl Writers {
         }
         let permits = Arc::new(Semaphore::new(idle.len()));
         let idle = Arc::new(Mutex::new(idle));
-        Ok(Self { deployment, deadline, permits, idle, ids: ids.into() })
+        let unsettled = Arc::default();
+        Ok(Self { deployment, deadline, permits, idle, ids: ids.into(), unsettled })
     }
 
     /// The deployment that is written to.
@@ -73,6 +89,12 @@ impl Writers {
         &self.ids
     }
 
+    /// Whether any write was ever given up before its outcome was known, because the daemon was told to stop.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed)
+    }
+
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<WriteSession>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,7 +103,7 @@ impl Writers {
         // The semaphore is never closed; were it, nothing could be written any more.
         let permit = self.permits.acquire().await.map_err(|_| Stopped::Stop)?;
         let session = self.idle().pop();
-        Ok(Taken { writers: self, session, _permit: permit })
+        Ok(Taken { writers: self, session, settled: false, _permit: permit })
     }
 
     /// Sends a write command as soon as a session is free, until its outcome is known, however long the server is away.
@@ -100,7 +122,8 @@ impl Writers {
         let mut taken = self.take().await?;
         // There are as many sessions as permits.
         let Some(session) = taken.session.as_mut() else { return Err(Stopped::Stop) };
-        self.send(session, database, action, command, stop).await
+        let outcome = self.send(session, database, action, command, stop).await;
+        taken.settle(outcome)
     }
 
     async fn send(
@@ -159,7 +182,7 @@ impl Writers {
                 Ok(()) => {
                     let n = u64::try_from(statements).unwrap_or(u64::MAX);
                     COUNTERS.writes().answered(bytes, n, 0);
-                    return Ok(WriteReply { n, errors: Vec::new() });
+                    return taken.settle(Ok(WriteReply { n, errors: Vec::new() }));
                 }
                 // The next number in the same session ends what may be left of it.
                 Err(Transaction::Again(error) | Transaction::Failed(error)) => {
@@ -167,7 +190,8 @@ impl Writers {
                 }
             }
         }
-        self.send(session, database, action, command, stop).await
+        let outcome = self.send(session, database, action, command, stop).await;
+        taken.settle(outcome)
     }
 
     /// Carries out write commands, each with its database, in one transaction; `commands` makes them, for every attempt
@@ -191,14 +215,14 @@ impl Writers {
         loop {
             self.deadline.hold(stop).await?;
             match unless_stopped(stop, session.transaction(action, commands())).await? {
-                Ok(()) => return Ok(()),
+                Ok(()) => return taken.settle(Ok(())),
                 Err(Transaction::Again(error)) => {
                     outage.report(&error);
                     stop.sleep(backoff.next_delay()).await?;
                 }
                 Err(Transaction::Failed(error)) => {
                     COUNTERS.writes().refused();
-                    return Err(Stopped::Failed(error));
+                    return taken.settle(Err(Stopped::Failed(error)));
                 }
             }
         }

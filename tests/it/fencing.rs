@@ -108,6 +108,18 @@ async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
     let settled = |status: &Value| status["lag_seconds"] == 0.0;
     daemon.wait_status("no lag", Duration::from_secs(30), settled).await;
     assert_equal(&source, &target).await;
+
+    // It never heard what became of that write: whoever takes the lease next has to fence its sessions off.
+    let sessions = async || {
+        let found = lease(&target).find_one(doc! {}).await.unwrap().unwrap();
+        found.get_array("sessions").unwrap().len()
+    };
+    daemon.terminate().await;
+    assert_ne!(sessions().await, 0);
+    daemon.restart();
+    quiesce(&mut daemon, &source).await;
+    daemon.terminate().await;
+    assert_eq!(sessions().await, 0);
 }
 
 async fn wait_inserting(target: &ReplicaSet) {

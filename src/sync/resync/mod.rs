@@ -143,6 +143,7 @@ pub fn reads_from(main: &Context) -> Result<Option<OpTime>, Interrupted> {
 pub async fn finish_swap(main: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let swapping_at = main.catalogue.read().repair.run.as_ref().and_then(|run| run.swapping_at);
     if let Some(at) = swapping_at {
+        main.clear_cut_short(stop).await?;
         let placed = place::all(main, &context_of_run(main)?, at, stop).await;
         match placed.map_err(|interrupted| broken(main, interrupted)) {
             // Given up rather than tried again and again.

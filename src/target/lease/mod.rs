@@ -122,14 +122,18 @@ impl Lease {
         .await
     }
 
-    /// Gives the lease back, so that another daemon need not wait for it to expire. Nothing may be in flight. `still`
-    /// says what the target now is, if that is known.
+    /// Gives the lease back, so that another daemon need not wait for it to expire. `still` says what the target now is,
+    /// if that is known. With a write that may still be in flight, `unsettled`, the sessions stay in the lease, so that
+    /// whoever takes it fences them off.
     ///
     /// # Errors
     /// The call failed; the lease expires by itself.
-    pub async fn release(&self, still: Option<&Still>) -> Result<(), Error> {
+    pub async fn release(&self, still: Option<&Still>, unsettled: bool) -> Result<(), Error> {
         let still = still.and_then(|still| bson::serialize_to_bson(still).ok());
-        let release = doc! { "expires": "$$NOW", "sessions": [], "still": still };
+        let mut release = doc! { "expires": "$$NOW", "still": still };
+        if !unsettled {
+            release.insert("sessions", bson::Bson::Array(Vec::new()));
+        }
         let release = vec![doc! { "$set": release }];
         self.update("give the lease back", Document::new(), release).await.map(drop)
     }

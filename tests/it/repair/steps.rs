@@ -98,6 +98,28 @@ async fn a_kill_at_any_step_is_made_good() {
     crate::harness::wait_for("nothing left behind", LONG, left).await;
 }
 
+/// An operator's wish ends the act while the target does not answer in the midst of a swap: what was sent is waited out
+/// before the swap is finished, so that it does not come into force later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swap_that_an_operator_cuts_short_is_finished_without_what_is_in_flight() {
+    let Pair { source, target } =
+        Pair::with(ReplicaSetOptions::default(), with_test_commands()).await;
+    fill(&source, &["shop.orders", "shop.carts"]).await;
+    let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(OFTEN));
+    daemon.wait_state("live").await;
+    let before = hold(&target, "renameCollection", 0).await;
+    assert!(daemon.command(&["resync", "shop.orders", "--yes"]).status.success());
+    wait_held(&target, before).await;
+    assert!(daemon.command(&["resync", "shop.carts", "--yes"]).status.success());
+    daemon.wait_log("resync of shop.carts finished").await;
+    let log = daemon.log();
+    let cleared = log.find("waiting for what was left in flight").expect("what is held is ended");
+    let finished = log.find("resync of shop.orders finished").expect("the swap is finished");
+    assert!(cleared < finished, "{}", daemon.log_tail());
+    quiesce(&mut daemon, &source).await;
+    assert_equal(&source, &target).await;
+}
+
 /// What was copied anew is removed by somebody just before it takes its place: what it was to replace stays readable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_somebody_removes_replaces_nothing() {
