@@ -85,6 +85,7 @@ async fn contents(
     let existing = prepare::existing(target, selection, &mapped).await?;
     let mut checks = carried::check(&catalogue, target_version);
     checks.extend(never_copied(source).await?);
+    checks.extend(renaming(config));
     checks.extend([
         oplog_window(bytes, window),
         match holder {
@@ -152,6 +153,19 @@ fn is_begun(config: &Config) -> bool {
     }
     RecordStore::find(directory)
         .is_ok_and(|record| record.is_some_and(|record| record.resume.is_some()))
+}
+
+/// A start halts where the renaming has changed.
+fn renaming(config: &Config) -> Option<Check> {
+    if !is_begun(config) {
+        return None;
+    }
+    let record = RecordStore::find(&config.state.directory).ok()??;
+    let changed = record.renames != config.sync.selection.rename_fingerprint();
+    changed.then(|| {
+        let text = "sync.rename is not what the target was made with: a start halts";
+        Check::new("renaming", Verdict::Fail, text)
+    })
 }
 
 fn target_data(config: &Config, existing: &[crate::mongo::Listed], is_begun: bool) -> Check {

@@ -17,6 +17,7 @@ use rename::renames;
 
 pub use rename::RenameRule;
 pub use target_set::{Claim, TargetSet};
+pub use views::names_in_view;
 
 /// Databases that are never copied, whatever the globs say: the server's own and snapsync's.
 pub const NEVER_COPIED: [&str; 4] = ["admin", "config", "local", "snapsync"];

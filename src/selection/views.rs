@@ -10,66 +10,73 @@ impl Selection {
     /// target. A view sees only its own database; what is moved to another one is out of its sight there.
     #[must_use]
     pub fn view_at_target(&self, view: &Namespace, mut definition: Document) -> Document {
-        let names = Names { selection: self, database: &view.database };
-        if let Some(on) = definition.get_mut("viewOn") {
-            names.map(on);
-        }
-        if let Some(pipeline) = definition.get_mut("pipeline") {
-            names.map_pipeline(pipeline);
-        }
+        let at_target = |name: &mut String| {
+            *name = self.target_of(&Namespace::new(&view.database, &*name)).collection
+        };
+        Names(at_target).visit(&mut definition);
         definition
     }
 }
 
-/// Names of collections in one database of the source.
-struct Names<'a> {
-    selection: &'a Selection,
-    database: &'a str,
+/// The collections that a view names, each as often as it does.
+#[must_use]
+pub fn names_in_view(definition: &Document) -> Vec<String> {
+    let mut found = Vec::new();
+    Names(|name: &mut String| found.push(name.clone())).visit(&mut definition.clone());
+    found
 }
 
-impl Names<'_> {
-    fn map(&self, name: &mut Bson) {
+/// Calls this for every name of a collection.
+struct Names<F>(F);
+
+impl<F: FnMut(&mut String)> Names<F> {
+    fn visit(&mut self, definition: &mut Document) {
+        self.field(definition, "viewOn");
+        self.inner(definition);
+    }
+
+    fn name(&mut self, name: &mut Bson) {
         if let Bson::String(name) = name {
-            *name = self.selection.target_of(&Namespace::new(self.database, &*name)).collection;
+            (self.0)(name);
         }
     }
 
-    fn map_field(&self, document: &mut Document, field: &str) {
+    fn field(&mut self, document: &mut Document, field: &str) {
         if let Some(name) = document.get_mut(field) {
-            self.map(name);
+            self.name(name);
         }
     }
 
-    fn map_pipeline(&self, pipeline: &mut Bson) {
+    fn pipeline(&mut self, pipeline: &mut Bson) {
         let Bson::Array(stages) = pipeline else { return };
         for stage in stages.iter_mut().filter_map(Bson::as_document_mut) {
             for (operator, operand) in stage.iter_mut() {
-                self.map_stage(operator, operand);
+                self.stage(operator, operand);
             }
         }
     }
 
-    fn map_stage(&self, operator: &str, operand: &mut Bson) {
+    fn stage(&mut self, operator: &str, operand: &mut Bson) {
         match (operator, operand) {
-            ("$unionWith", name @ Bson::String(_)) => self.map(name),
+            ("$unionWith", name @ Bson::String(_)) => self.name(name),
             ("$unionWith", Bson::Document(operand)) => {
-                self.map_field(operand, "coll");
-                self.map_inner(operand);
+                self.field(operand, "coll");
+                self.inner(operand);
             }
             ("$lookup" | "$graphLookup", Bson::Document(operand)) => {
-                self.map_field(operand, "from");
-                self.map_inner(operand);
+                self.field(operand, "from");
+                self.inner(operand);
             }
             ("$facet", Bson::Document(facets)) => {
-                facets.iter_mut().for_each(|(_, pipeline)| self.map_pipeline(pipeline));
+                facets.iter_mut().for_each(|(_, pipeline)| self.pipeline(pipeline));
             }
             _ => {}
         }
     }
 
-    fn map_inner(&self, operand: &mut Document) {
+    fn inner(&mut self, operand: &mut Document) {
         if let Some(pipeline) = operand.get_mut("pipeline") {
-            self.map_pipeline(pipeline);
+            self.pipeline(pipeline);
         }
     }
 }
@@ -103,6 +110,7 @@ mod tests {
         assert_eq!(selection().view_at_target(&view, on("other")), on("other"));
         let elsewhere = Namespace::new("crm", "view");
         assert_eq!(selection().view_at_target(&elsewhere, on("old")), on("old"));
+        assert_eq!(names_in_view(&on("old")), ["old"; 7]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use bson::Document;
 use super::preflight::{Check, Verdict};
 use crate::catalogue::{Catalogue, Collection};
 use crate::mongo::Version;
+use crate::selection::names_in_view;
 
 /// Options of collections that tests carry from server to server.
 const KNOWN_OPTIONS: [&str; 16] = [
@@ -42,6 +43,7 @@ pub fn check(catalogue: &Catalogue, target: Version) -> Vec<Check> {
         collection_options(&collections),
         held_back(catalogue),
         capped(&collections, target),
+        parted_views(catalogue),
     ]
     .into_iter()
     .flatten()
@@ -96,6 +98,28 @@ fn capped(collections: &[&Collection], target: Version) -> Option<Check> {
     Some(Check::new("capped collections", Verdict::Warn, text))
 }
 
+/// A view sees its own database only; the renaming takes what it names to another one.
+fn parted_views(catalogue: &Catalogue) -> Option<Check> {
+    let names = listed(catalogue.views.iter().flat_map(|(source, view)| {
+        let mut named = names_in_view(&view.definition.0);
+        named.sort_unstable();
+        named.dedup();
+        let parted = named.into_iter().filter(|name| {
+            catalogue.collections.values().any(|collection| {
+                collection.source.database == source.database
+                    && collection.target.collection == *name
+                    && collection.target.database != view.target.database
+            })
+        });
+        parted.map(move |name| format!("{name} of {}", view.target)).collect::<Vec<_>>()
+    }))?;
+    let text = format!(
+        "sync.rename takes these collections out of the database of the views that name them, which \
+         will not see them there: {names}"
+    );
+    Some(Check::new("views", Verdict::Warn, text))
+}
+
 /// The names in one text; `None` if there are none.
 fn listed(names: impl Iterator<Item = String>) -> Option<String> {
     let mut names: Vec<String> = names.collect();
@@ -112,7 +136,7 @@ fn listed(names: impl Iterator<Item = String>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::Spec;
+    use crate::catalogue::{Spec, View};
     use crate::namespace::Namespace;
     use bson::{Uuid, doc};
 
@@ -159,6 +183,21 @@ mod tests {
         let told = [(option, Verdict::Warn), (held, Verdict::Pass)];
         assert_eq!(of(options.clone(), index.clone(), Version(6, 0, 5)), told);
         assert_eq!(of(options, index, Version(4, 4, 2)), [&told[..], &[capped]].concat());
+    }
+
+    #[test]
+    fn a_view_that_is_parted_from_what_it_names_is_told() {
+        let mut all = catalogue(doc! {}, doc! {});
+        let definition = doc! { "viewOn": "a", "pipeline": [{ "$unionWith": "other" }] };
+        let view = View { target: Namespace::new("shop", "v"), definition: Spec(definition) };
+        all.views.insert(Namespace::new("shop", "v"), view);
+        assert!(check(&all, Version(6, 0, 5)).is_empty());
+        for collection in all.collections.values_mut() {
+            collection.target.database = "crm".to_owned();
+        }
+        let found = check(&all, Version(6, 0, 5));
+        assert_eq!((found.len(), found[0].verdict), (1, Verdict::Warn));
+        assert!(found[0].text.ends_with(": a of shop.v"), "{}", found[0].text);
     }
 
     #[test]

@@ -32,6 +32,12 @@ async fn a_rename_into_the_selection_is_a_copy_and_out_of_it_a_drop() {
     source.admin(doc! {"renameCollection": "shop.hidden_orders", "to": "shop.orders"}).await;
     seen.delete_one(doc! {"_id": "after"}).await.unwrap();
     assert_same(&source, &target, selected).await;
+    // As often as somebody likes: nothing has diverged.
+    for _ in 0..4 {
+        source.admin(doc! {"renameCollection": "shop.orders", "to": "shop.hidden_orders"}).await;
+        source.admin(doc! {"renameCollection": "shop.hidden_orders", "to": "shop.orders"}).await;
+        assert_same(&source, &target, selected).await;
+    }
     quiesce(&mut daemon, &source).await;
     assert_eq!(daemon.log_lines("halted").len(), 0);
 }
@@ -69,6 +75,9 @@ async fn a_changed_selection_is_taken_over_and_a_changed_renaming_is_not() {
     let halted = |status: &Value| status["state"] == "halted";
     let status = daemon.wait_status("halted", LONG, halted).await;
     assert!(status["reason"].as_str().unwrap().contains("sync.rename"), "{status}");
+    let told = daemon.command(&["check"]);
+    assert_eq!(told.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&told.stdout).contains("sync.rename is not what"), "{told:?}");
     daemon.terminate().await;
     daemon.configure("[sync]\nrename = []");
     daemon.restart();
