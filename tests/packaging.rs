@@ -242,6 +242,7 @@ fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
         let deployment = &of_kind(&documents, "Deployment")["spec"];
         assert_eq!(deployment["replicas"], 1);
         assert_eq!(deployment["strategy"]["type"], "Recreate");
+        assert_eq!(deployment["progressDeadlineSeconds"], i32::MAX, "a copy is no failed rollout");
         let pod = &deployment["template"]["spec"];
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
@@ -260,9 +261,23 @@ fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
         }
         let with_http = values.contains("tokenKey");
         assert_eq!(documents.iter().any(|document| document["kind"] == "Service"), with_http);
-        assert_eq!(container["readinessProbe"]["httpGet"]["path"] == "/health/ready", with_http);
+        let ready = &container["readinessProbe"];
+        assert_eq!(ready["httpGet"]["path"] == "/health/ready", with_http);
+        if !with_http {
+            for probe in [ready, probe] {
+                let command = probe["exec"]["command"].as_sequence().unwrap();
+                assert_understood(command.iter().map(|word| word.as_str().unwrap()));
+            }
+        }
         of_kind(&documents, "PersistentVolumeClaim");
     }
+}
+
+/// A command line of the program that its own parser takes.
+fn assert_understood<'a>(words: impl Iterator<Item = &'a str>) {
+    let words: Vec<&str> = words.collect();
+    assert_eq!(words[0], "/usr/bin/snapsync");
+    snapsync::cli::command().try_get_matches_from(&words).unwrap();
 }
 
 /// The image is built from what the build needs, and runs as nobody in particular.

@@ -129,6 +129,9 @@ enum Command {
         /// Shows it anew every second
         #[arg(long)]
         watch: bool,
+        /// Only says whether it is ready, and why not; exit code 1 if it is not, as for a probe
+        #[arg(long, conflicts_with = "watch")]
+        ready: bool,
     },
     /// Forgets a migration, here and on the target; what it copied stays on the target
     ///
@@ -185,7 +188,9 @@ pub fn main() -> ExitCode {
         }
         Command::Reset { yes, json } => reset::run(&inputs, yes, json),
         Command::Verify(options) => verify::run(&inputs, options),
-        Command::Status { json, watch } => ask_status(&inputs, json, watch),
+        Command::Status { json, ready: true, .. } => ask_status(&inputs, Shown::Ready, json),
+        Command::Status { json, watch: true, .. } => ask_status(&inputs, Shown::Always, json),
+        Command::Status { json, .. } => ask_status(&inputs, Shown::Once, json),
         Command::Pause { json } => wishes::run(&inputs, &Wish::Pause, true, json),
         Command::Resume { json } => wishes::run(&inputs, &Wish::Resume, true, json),
         Command::Resync { namespaces, yes, json } => {
@@ -219,19 +224,28 @@ fn without_credentials(text: &str) -> String {
     text.split_inclusive('\n').map(hide).collect()
 }
 
-fn ask_status(inputs: &Inputs, json: bool, watch: bool) -> ExitCode {
+/// What `snapsync status` shows.
+#[derive(Debug, Clone, Copy)]
+enum Shown {
+    Once,
+    Always,
+    Ready,
+}
+
+fn ask_status(inputs: &Inputs, shown: Shown, json: bool) -> ExitCode {
     let asked = control_socket(inputs).and_then(|socket| {
         block_on(async {
-            let answer = if watch {
-                status::watch(&socket, json).await
-            } else {
-                status::show(&socket, json).await
+            let answer = match shown {
+                Shown::Always => status::watch(&socket, json).await.map(|()| true),
+                Shown::Once => status::show(&socket, json).await.map(|()| true),
+                Shown::Ready => status::ready(&socket, json).await,
             };
             answer.map_err(|error| Exit::new(Code::Failed, format!("{error:#}")))
         })
     });
     match asked {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => Code::Failed.into(),
         Err(exit) => fail(&exit),
     }
 }

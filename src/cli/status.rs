@@ -9,9 +9,11 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 
 use super::output::{Columns, print};
-use crate::http::client;
+use crate::http::client::{self, ClientError};
 use crate::status::bar::{self, span};
-use crate::status::{CollectionDelta, CopyProgress, Deployment, OplogPlace, Status, WallTime};
+use crate::status::{
+    CollectionDelta, CopyProgress, Deployment, Noted, OplogPlace, Status, VerifyReport, WallTime,
+};
 use crate::telemetry::one_line;
 
 /// How often `--watch` asks.
@@ -46,6 +48,27 @@ pub async fn watch(socket: &Path, json: bool) -> anyhow::Result<()> {
         print(&if redraw { redrawn(&text, rows()) } else { text }).context("print the status")?;
         tokio::time::sleep(WATCH_EVERY).await;
     }
+}
+
+/// Prints whether the daemon is ready, as `GET /health/ready` has it, and gives that.
+///
+/// # Errors
+/// When no daemon answers on `socket`, or standard output cannot be written.
+pub async fn ready(socket: &Path, json: bool) -> anyhow::Result<bool> {
+    let reason = match client::get(socket, "/health/ready").await {
+        Ok(_) => None,
+        Err(ClientError::Refused { message, .. }) => Some(message),
+        Err(error) => return Err(error.into()),
+    };
+    let text = match &reason {
+        _ if json => {
+            serde_json::json!({ "ready": reason.is_none(), "reason": reason }).to_string() + "\n"
+        }
+        None => "ready\n".to_owned(),
+        Some(reason) => format!("not ready: {}\n", one_line(reason)),
+    };
+    print(&text).context("print the answer")?;
+    Ok(reason.is_none())
 }
 
 async fn ask(socket: &Path, json: bool) -> anyhow::Result<String> {
@@ -95,8 +118,11 @@ pub fn render(status: &Status, now: WallTime) -> String {
     text.push_str(&facts(status));
     let sections = [
         ("being copied again", copying(status)),
+        ("indexes being built on the target", index_builds(status)),
         ("held back until cutover", held_back(status)),
         ("replaced, still kept", replaced(status)),
+        ("found to differ by verifying, latest last", noted(status, |report| &report.different)),
+        ("not proved by verifying", noted(status, |report| &report.unproven)),
         ("deltas", deltas(status)),
     ];
     for (title, section) in sections {
@@ -161,7 +187,42 @@ fn facts(status: &Status) -> String {
         "applied".to_owned(),
         format!("{applied}, {} windows, {} resyncs", totals.windows, totals.resyncs),
     ]);
+    if let Some(report) = &status.verify {
+        facts.row(["verify".to_owned(), verifying(report)]);
+        if let Some(round) = &report.last_round {
+            let judged = [(round.equal, "equal"), (round.different, "different")];
+            let [equal, different] = judged.map(|(count, what)| format!("{count} {what}"));
+            let unproven = round.unproven;
+            facts.row([
+                "verified".to_owned(),
+                format!("{equal}, {different}, {unproven} not proved, as of {}", round.began),
+            ]);
+        }
+    }
     facts.render()
+}
+
+/// What the verification that goes on all the time does now.
+fn verifying(report: &VerifyReport) -> String {
+    if report.round == 0 {
+        return "waits until the target follows".to_owned();
+    }
+    let mut text = format!(
+        "round {}, {} of {} collections",
+        report.round, report.collections, report.collections_total
+    );
+    if let Some(name) = &report.collection {
+        text.push_str(&format!(", at {name}"));
+    }
+    text
+}
+
+fn noted(status: &Status, list: fn(&VerifyReport) -> &[Noted]) -> String {
+    let mut columns = Columns::new(&[]);
+    for noted in status.verify.iter().flat_map(list) {
+        columns.row([&noted.collection, &noted.what, &noted.at.to_string()]);
+    }
+    columns.render()
 }
 
 fn unknown() -> String {
@@ -196,6 +257,14 @@ fn copying(status: &Status) -> String {
     let mut columns = Columns::new(&[]);
     for name in &status.copying {
         columns.row([name]);
+    }
+    columns.render()
+}
+
+fn index_builds(status: &Status) -> String {
+    let mut columns = Columns::new(&[]);
+    for build in &status.index_builds {
+        columns.row([build.to_string()]);
     }
     columns.render()
 }
@@ -269,15 +338,23 @@ snapsync 0.1.0: live for 3d 4h (since 2026-01-26T03:00:00.000Z)
  last window    2026-01-26T03:00:09.000Z to 2026-01-26T03:00:10.000Z, 123 entries in 0.050 s
  copy           complete: 10 documents, 99 B
  applied        1 of 1 entries read, 7 windows, 0 resyncs
+ verify         round 2, 1 of 2 collections, at shop.orders
+ verified       1 equal, 1 different, 0 not proved, as of 2026-01-26T02:00:00.000Z
 
 being copied again
  shop.carts
+
+indexes being built on the target
+ shop.carts: 2 indexes for 1m 1s, Index Build: scanning collection, 5 of 9
 
 held back until cutover
  shop.sessions  TTL of index expires_1
 
 replaced, still kept
  shop.carts  as shop.snapsync_tmp_1 until 2026-01-27T03:00:00.000Z
+
+found to differ by verifying, latest last
+ shop.carts  1 documents different  2026-01-26T03:00:00.000Z
 
 deltas
  collection                 source  target  delta
@@ -360,6 +437,9 @@ deltas
             let json = ask(&socket, true).await.unwrap();
             assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), board.read());
             assert!(ask(&socket, false).await.unwrap().starts_with("snapsync 0.1.0: live for "));
+            assert!(ready(&socket, false).await.unwrap());
+            board.enter(State::Paused, None);
+            assert!(!ready(&socket, true).await.unwrap());
             stop.request();
         };
         tokio::join!(serving, asking);

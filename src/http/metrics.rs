@@ -41,6 +41,7 @@ pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
     progress(&mut page, status, reserve);
     copy(&mut page, status);
     resync(&mut page, status);
+    index_builds(&mut page, status);
     deltas(&mut page, status);
     verified(&mut page, status);
     process(&mut page);
@@ -136,6 +137,21 @@ fn resync(page: &mut Page, status: &Status) {
     );
 }
 
+fn index_builds(page: &mut Page, status: &Status) {
+    let builds = &status.index_builds;
+    page.gauge(
+        "snapsync_index_builds",
+        "Index builds on the target that are waited for.",
+        number(builds.len() as u64),
+    );
+    let done: Option<u64> = builds.iter().map(|build| build.done).sum();
+    page.known(
+        "snapsync_index_builds_done",
+        "Documents or keys that the present steps of those builds have done.",
+        done.filter(|_| !builds.is_empty()).map(number),
+    );
+}
+
 fn deltas(page: &mut Page, status: &Status) {
     let sum = signed(status.total_delta);
     page.gauge(
@@ -184,6 +200,11 @@ fn verified(page: &mut Page, status: &Status) {
         "snapsync_verify_differences_total",
         "Times that contents of a collection were found to differ.",
         report.differences,
+    );
+    page.known(
+        "snapsync_verify_running_since_timestamp_seconds",
+        "When the round of comparing began that is under way.",
+        report.since.map(|since| seconds(since.as_ms())),
     );
     let round = report.last_round.as_ref();
     page.known(
@@ -325,6 +346,9 @@ mod tests {
             "snapsync_delta_documents 2",
             "snapsync_database_delta_documents{database=\"shop\"} 2",
             "snapsync_collection_delta_documents{collection=\"shop.orders\"} 2",
+            "snapsync_index_builds 1",
+            "snapsync_index_builds_done 5",
+            "snapsync_verify_running_since_timestamp_seconds 1769396400",
         ] {
             assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
         }

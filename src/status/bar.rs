@@ -16,7 +16,10 @@ pub fn line(status: &Status) -> String {
     match (status.state, &status.resync) {
         (State::Copying, _) => format!("copying {}", bar(&status.copy)),
         (state, Some(resync)) => format!("{state}{lag}, copying again {}", bar(resync)),
-        (state, None) => format!("{state}{lag}, delta {}", status.total_delta),
+        (state, None) => match status.index_builds.first() {
+            Some(build) => format!("{state}{lag}, building indexes on {build}"),
+            None => format!("{state}{lag}, delta {}", status.total_delta),
+        },
     }
 }
 
@@ -107,6 +110,8 @@ mod tests {
     #[test]
     fn the_line_of_a_terminal_says_what_is_being_done() {
         let mut status = samples::live();
+        assert!(line(&status).starts_with("live, lag 0.4 s, building indexes on shop.carts: 2 "));
+        status.index_builds.clear();
         assert_eq!(line(&status), "live, lag 0.4 s, delta 2");
         status.resync = Some(third());
         assert!(line(&status).starts_with("live, lag 0.4 s, copying again [#######---"));

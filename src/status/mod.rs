@@ -4,6 +4,7 @@
 
 pub mod bar;
 mod board;
+mod builds;
 mod lag;
 mod reserve;
 mod verify;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::position::Ts;
 
 pub use board::StatusBoard;
+pub use builds::IndexBuild;
 pub use lag::{LagFacts, Now, SOURCE_SEEN_MAX, lag};
 pub use reserve::{OplogFacts, OplogReserve};
 pub use verify::{Noted, VerifiedRound, VerifyReport};
@@ -107,6 +109,9 @@ pub struct Status {
     /// How far the copy of a resync is, while there is one.
     #[serde(default)]
     pub resync: Option<CopyProgress>,
+    /// Index builds on the target that are waited for.
+    #[serde(default)]
+    pub index_builds: Vec<IndexBuild>,
     /// What the target does not yet have, and gets at cutover.
     pub held_back: Vec<HeldBack>,
     /// Collections that a resync replaced and that are still kept.
@@ -146,6 +151,7 @@ impl Status {
             totals: Totals::default(),
             copying: Vec::new(),
             resync: None,
+            index_builds: Vec::new(),
             held_back: Vec::new(),
             replaced: Vec::new(),
             deltas: Vec::new(),
@@ -352,6 +358,8 @@ mod tests {
             "totals": {"entries_read": 1, "entries_applied": 1, "documents_copied": 10,
                        "bytes_copied": 99, "windows": 7, "resyncs": 0},
             "copying": ["shop.carts"], "resync": null,
+            "index_builds": [{"collection": "shop.carts", "indexes": 2, "seconds": 61,
+                              "step": "Index Build: scanning collection", "done": 5, "total": 9}],
             "held_back": [{"collection": "shop.sessions", "what": "TTL of index expires_1"}],
             "replaced": [{"collection": "shop.carts", "kept_as": "shop.snapsync_tmp_1",
                           "until": "2026-01-27T03:00:00.000Z"}],

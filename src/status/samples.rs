@@ -44,6 +44,14 @@ pub(crate) fn live() -> Status {
         resyncs: 0,
     };
     status.copying = vec!["shop.carts".into()];
+    status.index_builds = vec![IndexBuild {
+        collection: "shop.carts".into(),
+        indexes: 2,
+        seconds: 61,
+        step: Some("Index Build: scanning collection".into()),
+        done: Some(5),
+        total: Some(9),
+    }];
     status.held_back = vec![HeldBack {
         collection: "shop.sessions".into(),
         what: "TTL of index expires_1".into(),

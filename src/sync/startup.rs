@@ -435,6 +435,13 @@ fn watch_over(context: &Context, asking: &Deployment, tasks: &mut Tasks, stop: &
         source.await;
         Ok(())
     });
+    let builds = context.definer.builds().clone();
+    let (board, stop_building) = (context.board.clone(), stop.clone());
+    let building = watch::index_builds(asking.clone(), builds, board, stop_building);
+    tasks.spawn(async move {
+        building.await;
+        Ok(())
+    });
     let counter = Counter {
         source: context.source.clone(),
         target: asking.clone(),

@@ -78,7 +78,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
                         break Err(exit);
                     }
                     let status = board.read();
-                    stuck.look(&status, &context, Instant::now());
+                    stuck.look(&status, Instant::now());
                     show_systemd(&status, &stop);
                     logs.show_progress(bar::line(&status));
                 }
@@ -121,6 +121,9 @@ fn show_systemd(status: &Status, stop: &Stop) {
             format!("copying: {done} of {total} documents")
         }
         (Some(reason), state) => format!("{state}{lag}; {reason}"),
+        (None, state) if !status.index_builds.is_empty() => {
+            format!("{state}{lag}, building indexes on {}", status.index_builds[0])
+        }
         (None, state) if !status.copying.is_empty() => {
             let run = status.resync.unwrap_or_default();
             let (count, done, total) = (status.copying.len(), run.documents, run.documents_total);

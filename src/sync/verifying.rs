@@ -173,6 +173,9 @@ impl Continuous {
         let mut told = None;
         self.show(&report);
         loop {
+            if !self.wait_to_follow().await {
+                return;
+            }
             let mut round = VerifiedRound {
                 began: WallTime::now(),
                 finished: WallTime::now(),
@@ -181,9 +184,6 @@ impl Continuous {
                 unproven: 0,
             };
             let mut last = None;
-            if !self.wait_to_follow().await {
-                return;
-            }
             report.round += 1;
             report.since = Some(round.began);
             report.collections = 0;

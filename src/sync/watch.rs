@@ -1,4 +1,5 @@
-//! What is looked at beside the main work: the source's newest optime and its oplog window.
+//! What is looked at beside the main work: the source's newest optime and its oplog window, and index builds on the
+//! target.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +7,9 @@ use super::standing::Standing;
 use crate::mongo::Deployment;
 use crate::retry::Outage;
 use crate::source::{start, tail};
-use crate::status::{OplogFacts, OplogReserve, StatusBoard};
+use crate::status::{IndexBuild, OplogFacts, OplogReserve, StatusBoard};
 use crate::stop::Stop;
+use crate::target::builds::{Build, Builds};
 use crate::telemetry::counters::COUNTERS;
 use crate::telemetry::events;
 
@@ -18,6 +20,11 @@ const WINDOW_EVERY: u32 = 10;
 
 /// An alarm that lasts is repeated so often, in rounds of [`ASK_EVERY`].
 const ALARM_EVERY: u32 = 600;
+
+/// How often the target is asked how far its index builds are, while there are any.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A build that lasts is told in the log so often, in rounds of [`LOOK_EVERY`].
+const TELL_EVERY: u32 = 30;
 
 /// Keeps asking the source where it is, until stopped.
 pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, stop: Stop) {
@@ -43,6 +50,45 @@ pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, 
         if stop.sleep(ASK_EVERY).await.is_err() {
             return;
         }
+    }
+}
+
+/// Shows index builds for as long as they last, until stopped.
+pub async fn index_builds(target: Deployment, builds: Builds, board: StatusBoard, stop: Stop) {
+    let mut rounds = 0_u32;
+    loop {
+        match builds.look(&target).await {
+            Ok(found) => {
+                rounds = if found.is_empty() { 0 } else { rounds.wrapping_add(1) };
+                let shown: Vec<IndexBuild> = found.into_iter().map(shown).collect();
+                if rounds > 0 && rounds.is_multiple_of(TELL_EVERY) {
+                    for build in &shown {
+                        tracing::info!("building indexes on {build}");
+                    }
+                }
+                board.update(|status| status.index_builds = shown);
+            }
+            // What was seen last stays: nothing is known to have moved.
+            Err(error) => tracing::debug!("{error}"),
+        }
+        if stop.sleep(LOOK_EVERY).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn shown(build: Build) -> IndexBuild {
+    let (step, done, total) = match build.step {
+        Some(step) => (Some(step.name), Some(step.done), Some(step.total)),
+        None => (None, None, None),
+    };
+    IndexBuild {
+        collection: build.collection.to_string(),
+        indexes: build.indexes as u64,
+        seconds: build.lasts.as_secs(),
+        step,
+        done,
+        total,
     }
 }
 

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bson::{Document, Uuid, doc};
 
+use super::builds::Builds;
 use super::deadline::Deadline;
 use super::inflight;
 use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
 use crate::namespace::Namespace;
 use crate::retry::{Backoff, Outage, Stopped, unless_stopped, until_reached};
-use crate::selection::STAGING_PREFIX;
+use crate::selection::{NEVER_COPIED, STAGING_PREFIX};
 use crate::stop::Stop;
 
 const NAMESPACE_NOT_FOUND: i32 = 26;
@@ -49,6 +50,7 @@ pub struct Definer {
     app_name: String,
     deadline: Deadline,
     commands: Arc<AtomicU64>,
+    builds: Builds,
 }
 
 impl Definer {
@@ -66,14 +68,29 @@ impl Definer {
         let checks_uuid = version >= Version(6, 0, 0);
         let never_expires =
             if version >= Version(5, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_5 };
-        let commands = Arc::default();
-        Self { deployment, checks_uuid, widens, never_expires, app_name, deadline, commands }
+        let (commands, builds) = (Arc::default(), Builds::default());
+        Self {
+            deployment,
+            checks_uuid,
+            widens,
+            never_expires,
+            app_name,
+            deadline,
+            commands,
+            builds,
+        }
     }
 
     /// The deployment that is defined on.
     #[must_use]
     pub fn deployment(&self) -> &Deployment {
         &self.deployment
+    }
+
+    /// The index builds that are waited for.
+    #[must_use]
+    pub fn builds(&self) -> &Builds {
+        &self.builds
     }
 
     /// The `expireAfterSeconds` of an index that deletes nothing.
@@ -165,12 +182,15 @@ impl Definer {
         until_reached(side, stop, || listing::collections(&self.deployment, database)).await
     }
 
-    /// Names of all databases.
+    /// Names of all databases that may hold something copied.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn databases(&self, stop: &Stop) -> Result<Vec<String>, Stopped<Error>> {
-        until_reached(self.deployment.side, stop, || listing::databases(&self.deployment)).await
+        let side = self.deployment.side;
+        let mut names = until_reached(side, stop, || listing::databases(&self.deployment)).await?;
+        names.retain(|name| !NEVER_COPIED.contains(&name.as_str()));
+        Ok(names)
     }
 
     /// The collection at this name, if there is one.
@@ -365,10 +385,11 @@ impl Definer {
     ) -> Result<(), Stopped<Error>> {
         let specs: Vec<Document> =
             specs.iter().map(|spec| index_to_build(spec, self.never_expires)).collect();
-        let namespace = &place.namespace;
+        let (namespace, specs_count) = (&place.namespace, specs.len());
         let command = doc! { "createIndexes": &namespace.collection, "indexes": specs };
         let command = of_collection(command, place);
         let action = format!("build indexes on {namespace}");
+        let _awaited = self.builds.begin(namespace, specs_count);
         self.define(&namespace.database, &action, command, stop).await.map(drop)
     }
 

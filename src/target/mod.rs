@@ -1,7 +1,8 @@
-//! Everything that is written to the target: documents ([`writers`], [`statements`]), definitions ([`definitions`]),
-//! the lease that says who may write ([`lease`]) and until when ([`deadline`]), and what has to be cleared away before
-//! the first write ([`inflight`]).
+//! Everything that is written to the target: documents ([`writers`], [`statements`]), definitions ([`definitions`], and
+//! [`builds`] of indexes), the lease that says who may write ([`lease`]) and until when ([`deadline`]), and what has to
+//! be cleared away before the first write ([`inflight`]).
 
+pub mod builds;
 pub mod deadline;
 pub mod definitions;
 pub mod inflight;

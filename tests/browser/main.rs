@@ -23,7 +23,8 @@ use harness::{Daemon, DaemonOptions, Pair};
 
 /// Names that a page could stumble over.
 const NAMES: [&str; 4] = ["orders", "customers", "<img src=x onerror=alert(1)>", "wörter"];
-const SLOWLY: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"\n[delta]\ninterval = \"200ms\"";
+const SLOWLY: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"\n[delta]\ninterval = \"200ms\"\n\
+    [verify]\ncontinuous = true";
 
 async fn pair_with_data() -> Pair {
     let pair = Pair::start().await;
@@ -68,6 +69,12 @@ async fn the_page_shows_the_copy_and_then_follows() {
     assert!(browser.text("#next").await.contains("the target follows the source"));
     assert!(browser.text("#facts").await.contains(" entries a second"));
     filters(&browser).await;
+    let verified = format!(
+        "document.querySelector('#verify-last').textContent.includes(' {} equal, 0 ')",
+        NAMES.len()
+    );
+    browser.wait("all contents are verified", &verified).await;
+    assert!(browser.text("#verify-text").await.starts_with("Round "));
     assert_usable(&browser).await;
     if std::env::var_os("SNAPSYNC_BLESS").is_some() {
         browser.screenshot(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/page.png")).await;
@@ -115,7 +122,7 @@ async fn assert_usable(browser: &Browser) {
     // 4.5 is what WCAG asks for small text.
     for scheme in ["light", "dark"] {
         browser.prefer(scheme).await;
-        for element in ["body", "#since", "#state", "caption", "dt"] {
+        for element in ["body", "#since", "#state", "#verify-text", "caption", "dt"] {
             let contrast = browser.contrast(element).await;
             assert!(contrast >= 4.5, "{element} in {scheme}: {contrast}");
         }

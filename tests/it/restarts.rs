@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 use snapsync::state::Slot;
 use snapsync::sync::record::Record;
 
@@ -165,9 +165,17 @@ async fn killed_and_stopped_while_indexes_are_built() {
     // Keys move while the build waits: what comes after it must not trip over the index.
     orders.update_one(doc! {"_id": 1}, doc! {"$set": {"a": -1}}).await.unwrap();
     orders.update_one(doc! {"_id": 2}, doc! {"$set": {"a": 1}}).await.unwrap();
-    assert_eq!(daemon.status().await.unwrap()["state"], "catching-up");
+    let shown = |status: &Value| {
+        let build = &status["index_builds"][0];
+        (&build["collection"], &build["indexes"]) == (&json!("shop.orders"), &json!(2))
+    };
+    let status = daemon.wait_status("the build is shown", Duration::from_secs(60), shown).await;
+    assert_eq!(status["state"], "catching-up");
+    assert!(daemon.command(&["status"]).stdout.windows(7).any(|text| text == b"2 index"));
     failpoint(&target, "hangAfterStartingIndexBuild", "off", doc! {}).await;
     daemon.wait_state("live").await;
+    let over = |status: &Value| status["index_builds"] == json!([]);
+    daemon.wait_status("no build is shown", Duration::from_secs(60), over).await;
     workload.stop().await;
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
