@@ -75,7 +75,8 @@ deb() {
   libraries=$(cd "$stage/libraries" && dpkg-shlibdeps -O "$OLDPWD/$root/usr/bin/snapsync")
   mkdir -m 755 "$root/DEBIAN"
   (cd "$root" && find etc -type f -printf '/%p\n' >DEBIAN/conffiles)
-  (cd "$root" && find usr etc -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+  # Without configuration: that is meant to be changed, and dpkg keeps its sum by itself.
+  (cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
   sed -e "s|@VERSION@|$version|" -e "s|@ARCHITECTURE@|$architecture|" \
     -e "s|@LIBRARIES@|${libraries#shlibs:Depends=}|" \
     -e "s|@SIZE@|$(du -sk --apparent-size "$root" | cut -f 1)|" packaging/debian/control >"$root/DEBIAN/control"

@@ -21,6 +21,12 @@ pub struct Machine {
     begun: std::time::Instant,
 }
 
+/// Where the base system is kept.
+pub fn cache() -> PathBuf {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::env::var_os("SNAPSYNC_CACHE").map_or(top.join(".cache"), PathBuf::from)
+}
+
 impl Machine {
     /// Boots one that sees `packages` as `/packages`.
     ///
@@ -28,10 +34,9 @@ impl Machine {
     /// With a sentence where no systemd can be booted: such a machine does not pass silently.
     pub async fn boot(packages: &Path, log: &Path) -> Self {
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let cache = std::env::var_os("SNAPSYNC_CACHE").map_or(top.join(".cache"), PathBuf::from);
         let output = File::create(log).unwrap();
         let mut boot = Command::new(top.join("tests/systemd/boot.sh"))
-            .arg(cache)
+            .arg(cache())
             .arg(packages)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bson::{Document, doc};
 use serde_json::Value;
 
-use harness::{ReplicaSet, ReplicaSetOptions, assert_equal, resume_point, wait_for};
+use harness::{Authority, ReplicaSet, ReplicaSetOptions, assert_equal, resume_point, wait_for};
 use machine::Machine;
 
 const COPY_STARTED: &str = "57aa6407d56c4d09a1e2e50b77f4f1ed";
@@ -43,17 +43,25 @@ fn earlier_version() -> String {
     VERSION.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
 }
 
-/// Builds the package, and puts it as `new.deb` into `folder`.
-fn package(folder: &Path) {
+/// Builds a package, and puts it as `new.deb` (or `.rpm`) into `folder`.
+fn package(kind: &str, folder: &Path) {
     let made = Command::new(top().join("scripts/package.sh"))
-        .arg("deb")
+        .arg(kind)
         .env("PROFILE", "dev")
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let file = top().join(String::from_utf8(made.stdout).unwrap().trim());
-    std::fs::copy(&file, folder.join("new.deb")).unwrap();
+    std::fs::copy(&file, folder.join("new").with_extension(kind)).unwrap();
     std::fs::remove_file(file).unwrap();
+}
+
+fn take_rpm_through_its_life(package: &Path) {
+    let script = top().join("tests/systemd/rpm.sh");
+    let run = Command::new(script).arg(machine::cache()).arg(package).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    let errors = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success() && said.ends_with("rpm: ok\n"), "{said}{errors}");
 }
 
 /// Makes `old.deb` of it: what an earlier release would be, with a program, a unit and a file of its own.
@@ -66,6 +74,7 @@ fn package_of_before(folder: &Path) {
          sed -i 's/^Version: .*/Version: {earlier}-1/' old/DEBIAN/control
          sed -i 's/{}/{earlier}/g' old/usr/bin/snapsync
          sed -i 's/^Description=/&Before: /' old/usr/lib/systemd/system/*.service
+         sed -i '1s/^/# As of before.\\n/' old/etc/snapsync/snapsync.toml
          echo before >old/usr/share/doc/snapsync/of-before
          rm old/DEBIAN/md5sums
          dpkg-deb --root-owner-group -Zgzip -z1 --build old old.deb
@@ -74,29 +83,6 @@ fn package_of_before(folder: &Path) {
     );
     let made = Command::new("bash").args(["-euc", &script]).current_dir(folder).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-}
-
-/// A server's key and certificate, and the authority that signed it.
-fn certificates(folder: &Path) {
-    let script = "
-      openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj '/CN=test authority' -keyout ca.key -out ca.pem
-      openssl req -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -keyout server.key -out server.csr
-      printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' >extensions
-      openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -days 2 -extfile extensions -out server.crt
-      cat server.key server.crt >server.pem";
-    let made = Command::new("bash").args(["-euc", script]).current_dir(folder).output().unwrap();
-    let said = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "openssl is missing? apt-get install openssl\n{said}");
-}
-
-async fn source_with_tls(folder: &Path) -> ReplicaSet {
-    let file = |name: &str| folder.join(name).display().to_string();
-    let args =
-        ["--tlsMode", "preferTLS", "--tlsAllowConnectionsWithoutCertificates"].map(str::to_owned);
-    let mut options = ReplicaSetOptions { args: args.to_vec(), ..ReplicaSetOptions::default() };
-    options.args.extend(["--tlsCertificateKeyFile".to_owned(), file("server.pem")]);
-    options.args.extend(["--tlsCAFile".to_owned(), file("ca.pem")]);
-    ReplicaSet::start(options).await
 }
 
 async fn insert(source: &ReplicaSet, from: i32) {
@@ -138,22 +124,27 @@ async fn from_installation_to_purge() {
     std::fs::create_dir(&packages).unwrap();
     let into = packages.clone();
     let packaging = tokio::task::spawn_blocking(move || {
-        package(&into);
+        package("deb", &into);
         package_of_before(&into);
+        package("rpm", &into);
     });
     let log = folder.path().join("boot.log");
     let (mut machine, packaged) = tokio::join!(Machine::boot(&packages, &log), packaging);
     packaged.unwrap();
-    let linting = tokio::task::spawn_blocking(move || lint(&packages.join("new.deb")));
-    certificates(folder.path());
-    let source = source_with_tls(folder.path()).await;
+    let linting = tokio::task::spawn_blocking(move || {
+        lint(&packages.join("new.deb"));
+        // In the same base system, which the first boot makes.
+        take_rpm_through_its_life(&packages.join("new.rpm"));
+    });
+    let authority = Authority::new();
+    let source = ReplicaSet::start(ReplicaSetOptions::default().tls(&authority)).await;
     let target = ReplicaSet::single().await;
     insert(&source, 0).await;
 
     installs(&mut machine);
     is_locked_down(&mut machine);
     refuses_to_start_unconfigured(&mut machine);
-    configure(&mut machine, &source, &target, folder.path());
+    configure(&mut machine, &source, &target, &authority);
     starts(&mut machine, &source, &target).await;
     answers_the_journal(&mut machine);
     stops_and_goes_on(&mut machine, &source, &target).await;
@@ -240,10 +231,10 @@ fn refuses_to_start_unconfigured(machine: &mut Machine) {
     assert!(told.contains("no connection string for the source"), "{told}");
 }
 
-fn configure(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet, folder: &Path) {
+fn configure(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet, tls: &Authority) {
     machine.say("One side in the file, the other as a credential that only root can read");
-    let authority = std::fs::read_to_string(folder.join("ca.pem")).unwrap();
-    machine.run(&format!("printf '%s' '{authority}' >/etc/snapsync/ca.pem"));
+    let certificate = std::fs::read_to_string(tls.certificate()).unwrap();
+    machine.run(&format!("printf '%s' '{certificate}' >/etc/snapsync/ca.pem"));
     let uri = format!("{}&tls=true&tlsCAFile=/etc/snapsync/ca.pem", source.uri());
     machine.run(&format!(
         "sed -i 's|^# uri = .*source-1.*|uri = \"{}\"|' /etc/snapsync/snapsync.toml",
@@ -387,7 +378,7 @@ async fn an_instance_follows(machine: &mut Machine, source: &ReplicaSet, target:
     machine.run("chgrp snapsync /etc/snapsync/crm.toml");
     let people = source.client().database("crm").collection::<Document>("people");
     people.insert_one(doc! {"_id": 1}).await.unwrap();
-    machine.show("systemctl start snapsync@crm");
+    machine.show("systemctl enable --now snapsync@crm");
     machine.wait(INSTANCE, "live").await;
     machine.show("snapsync status --config /etc/snapsync/crm.toml | tail -n 3");
 }
@@ -402,7 +393,17 @@ async fn is_upgraded(machine: &mut Machine, source: &ReplicaSet, target: &Replic
     };
     let before = of(machine);
     machine.run("cp /etc/snapsync/snapsync.toml /var/tmp/before");
-    machine.show("apt-get install -y /packages/new.deb 2>&1 | tail -n 2");
+    // The new package has another stub, and this one was edited: dpkg asks, and keeps it unless told otherwise.
+    let asked = machine.show("echo | dpkg -i /packages/new.deb 2>&1 | grep -E '^(Conf| ==>|Sett)'");
+    assert!(asked.contains("Configuration file '/etc/snapsync/snapsync.toml'"), "{asked}");
+    assert!(asked.contains(" ==> Modified (by you or by a script) since installation."), "{asked}");
+    let offered = machine.show("stat -c '%a %U:%G %n' /etc/snapsync/snapsync.toml*");
+    let stub = "/etc/snapsync/snapsync.toml";
+    assert_eq!(offered, format!("640 root:snapsync {stub}\n640 root:snapsync {stub}.dpkg-dist"));
+    machine.run("! grep -q 'As of before' /etc/snapsync/snapsync.toml.dpkg-dist");
+    machine.run("! grep -q etc/snapsync /var/lib/dpkg/info/snapsync.md5sums");
+    // Nothing differs from what was installed but what is meant to be edited.
+    assert_eq!(machine.run("dpkg --verify snapsync | grep -v ' c /etc/' || true"), "");
     assert_eq!(machine.show("systemctl is-active snapsync"), "active");
     assert_eq!(machine.run("systemctl is-enabled snapsync"), "enabled");
     for (unit, (before, now)) in before.iter().zip(of(machine)).enumerate() {
@@ -437,9 +438,13 @@ fn is_removed_and_purged(machine: &mut Machine) {
     machine.run("! ls -l /proc/[0-9]*/exe 2>/dev/null | grep /usr/bin/snapsync");
     machine.show("ls /etc/snapsync /var/lib/snapsync");
     machine.run("test -s /etc/snapsync/snapsync.toml && test -e /var/lib/snapsync/position");
+    let enabled = "/etc/systemd/system/multi-user.target.wants/snapsync@crm.service";
+    machine.run(&format!("test -L {enabled}"));
     machine.show("apt-get purge -y snapsync 2>&1 | tail -n 1");
     machine.show("ls -d /etc/snapsync/* /var/lib/snapsync /usr/bin/snapsync 2>&1 || true");
     machine.run("! test -e /var/lib/snapsync && ! test -e /etc/snapsync/snapsync.toml && ! test -e /usr/bin/snapsync");
+    machine.run("! find /etc/systemd -name 'snapsync*.service' | grep .");
+    machine.run("! ls /etc/snapsync | grep dpkg");
     // An administrator's own files are an administrator's.
     machine.run("test -e /etc/snapsync/target-uri");
 }

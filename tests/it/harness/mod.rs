@@ -9,6 +9,7 @@
 //! | equality of two deployments | [`assert_equal`], [`Comparison`], [`quiesce`] |
 //! | seeded random writes | [`Workload`], [`WorkloadOptions`] |
 //! | a network that cuts, stalls and loses answers | [`Proxy`] |
+//! | certificates, for TLS | [`Authority`] |
 //! | unique keys that move, collections that come and go | [`Churn`] |
 //! | waiting for a condition, never for a time | [`wait_for`] |
 //!
@@ -27,6 +28,7 @@ mod oracle;
 mod process;
 mod proxy;
 mod replica_set;
+mod tls;
 mod wait;
 mod workload;
 
@@ -38,5 +40,6 @@ pub use oracle::{Comparison, assert_equal, documents_in, quiesce, user_databases
 pub use process::Folder;
 pub use proxy::Proxy;
 pub use replica_set::{Pair, ReplicaSet, ReplicaSetOptions};
+pub use tls::Authority;
 pub use wait::wait_for;
 pub use workload::{Counts, Random, Workload, WorkloadOptions};

@@ -150,6 +150,11 @@ impl Mongod {
         self.process = spawn(&self.binary, &self.folder, self.port, &self.args);
     }
 
+    /// All that the server has logged.
+    pub fn log(&self) -> String {
+        log_since(&self.folder, 0)
+    }
+
     /// The end of the server's log.
     pub fn log_tail(&self) -> String {
         tail(&self.folder.path().join(LOG), 25)

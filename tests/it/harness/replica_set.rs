@@ -11,6 +11,7 @@ use mongodb::options::{ClientOptions, Credential, ReadConcern, ServerAddress, Wr
 
 use super::mongod::Mongod;
 use super::process::Folder;
+use super::tls::Authority;
 use super::wait::wait_for;
 
 /// How a replica set is made. The default: one member, a 256 MB oplog, no authentication.
@@ -56,6 +57,12 @@ impl ReplicaSetOptions {
     /// With authentication and this root user.
     pub fn auth(mut self, user: &str, password: &str) -> Self {
         self.auth = Some((user.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// With TLS, for whoever asks for it.
+    pub fn tls(mut self, authority: &Authority) -> Self {
+        self.args.extend(authority.arguments());
         self
     }
 
