@@ -10,7 +10,7 @@ use crate::mongo::{Error, Side};
 use crate::namespace::Namespace;
 use crate::retry::Stopped;
 use crate::stop::Stop;
-use crate::target::definitions::WIDE_MAX;
+use crate::target::held_back::WIDE_MAX;
 
 type Outcome = Result<(), Stopped<ApplyError>>;
 

@@ -109,6 +109,7 @@ mod tests {
             source: Namespace::new("shop", "orders"),
             target: Namespace::new("shop", "orders"),
             target_uuid: None,
+            widened: false,
             options: Spec(Document::new()),
             id_index: None,
             indexes: indexes.iter().map(|name| spec(name)).collect(),

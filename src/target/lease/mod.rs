@@ -122,9 +122,9 @@ impl Lease {
         .await
     }
 
-    /// Gives the lease back, so that another daemon need not wait for it to expire. `still` says what the target now is,
-    /// if that is known. With a write that may still be in flight, `unsettled`, the sessions stay in the lease, so that
-    /// whoever takes it fences them off.
+    /// Gives the lease back, so that another daemon need not wait for it to expire. `still` says what the target now
+    /// is, if that is known. With a write that may still be in flight, `unsettled`, the sessions stay in the lease, so
+    /// that whoever takes it fences them off.
     ///
     /// # Errors
     /// The call failed; the lease expires by itself.
