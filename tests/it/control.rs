@@ -39,8 +39,8 @@ fn assert_documented_shape(status: &Value) {
     let actual =
         |value: &Value| keys(value).into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
     let top = "version state since reason source target resume_point source_optime lag_seconds oplog_window_seconds \
-               window copy totals copying resync held_back replaced deltas databases total_delta verify cutover \
-               archive";
+               window copy totals copying resync index_builds held_back replaced deltas databases total_delta verify \
+               cutover archive";
     assert_eq!(actual(status), expected(top));
     for (key, names) in [
         ("source", "hosts replica_set version"),

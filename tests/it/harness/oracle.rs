@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
+use mongodb::error::ErrorKind;
 use mongodb::{Client, Cursor};
 
 use super::daemon::{Daemon, resume_point};
@@ -293,8 +294,10 @@ async fn read(client: &Client) -> BTreeMap<String, Entry> {
             let kind = item.get_str("type").unwrap_or("collection").to_owned();
             let indexes = match kind.as_str() {
                 "collection" => indexes(client, &database, &name).await,
-                _ => BTreeMap::new(),
+                _ => Some(BTreeMap::new()),
             };
+            // Renamed or dropped since it was listed: then it is not there, and the other side has it or not.
+            let Some(indexes) = indexes else { continue };
             let options = item.get_document("options").cloned().unwrap_or_default();
             let hash = hashes.get_str(&name).ok().map(str::to_owned);
             all.insert(format!("{database}.{name}"), Entry { kind, options, indexes, hash });
@@ -308,15 +311,25 @@ async fn hashes(client: &Client, database: &str) -> Document {
     reply.get_document("collections").expect("the hashes of collections").clone()
 }
 
-async fn indexes(client: &Client, database: &str, name: &str) -> BTreeMap<String, Document> {
-    let listed = cursor(client, database, doc! {"listIndexes": name}).await.try_collect().await;
-    let listed: Vec<Document> = listed.expect("list the indexes");
+/// The indexes of a collection, if it is there.
+async fn indexes(
+    client: &Client,
+    database: &str,
+    name: &str,
+) -> Option<BTreeMap<String, Document>> {
+    const NAMESPACE_NOT_FOUND: i32 = 26;
+    let opened = client.database(database).run_cursor_command(doc! {"listIndexes": name}).await;
+    let opened = match opened.map_err(|error| *error.kind) {
+        Err(ErrorKind::Command(error)) if error.code == NAMESPACE_NOT_FOUND => return None,
+        opened => opened.expect("list the indexes"),
+    };
+    let listed: Vec<Document> = opened.try_collect().await.expect("list the indexes");
     let named = |mut spec: Document| {
         // Servers before 4.4 say where the index is.
         spec.remove("ns");
         (spec.get_str("name").unwrap_or_default().to_owned(), spec)
     };
-    listed.into_iter().map(named).collect()
+    Some(listed.into_iter().map(named).collect())
 }
 
 async fn cursor(client: &Client, database: &str, command: Document) -> Cursor<Document> {
