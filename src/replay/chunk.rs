@@ -20,6 +20,10 @@ use crate::target::writers::Writers;
 const DUPLICATE_KEY: i32 = 11_000;
 /// The `_id` on the target is equal to the new one but not the same (1 and 1.0 with a collation, "a" and "A").
 const IMMUTABLE_FIELD: i32 = 66;
+/// What an index of the target does not take: two arrays, a hashed array, no place, no language, no point. In a window
+/// that is applied again an older document may meet an index that was built when it had changed: it waits for that.
+const NOT_INDEXABLE: [i32; 9] =
+    [171, 13_026, 13_027, 13_068, 16_755, 16_766, 16_804, 17_261, 17_262];
 /// A cursor that was killed, timed out, or whose plan was: the lookup is made again.
 const CURSOR_LOST: [i32; 3] = [43, 175, 237];
 /// Removals in one command at the most: the server holds the documents in memory until their transaction ends, and how
@@ -28,7 +32,7 @@ const REMOVALS_MAX: usize = 250;
 /// Documents looked up in one query at the most.
 const LOOKUP_MAX: usize = 500;
 
-/// A document that could not be put because another one holds a unique key of its.
+/// A document that could not be put because another one holds a unique key of its, or an index does not take it.
 #[derive(Debug)]
 pub(super) struct Conflict {
     /// UUID of the collection on the source.
@@ -65,6 +69,11 @@ pub(super) async fn remove_all(
 
 fn refused(action: String, code: i32) -> Stopped<ApplyError> {
     Stopped::Failed(Error::from_code(Side::Target, action, code, "").into())
+}
+
+/// Whether what was refused may be taken later in the same window.
+fn may_pass(code: i32) -> bool {
+    matches!(code, DUPLICATE_KEY | IMMUTABLE_FIELD) || NOT_INDEXABLE.contains(&code)
 }
 
 /// Puts documents and applies patches; returns what was in conflict with other documents.
@@ -110,7 +119,7 @@ async fn insert(
     let action = format!("insert into {}", place.namespace);
     let database = &place.namespace.database;
     let reply = writers.write(database, &action, place.insert(&array), stop).await?;
-    if let Some(error) = reply.errors.iter().find(|error| error.code != DUPLICATE_KEY) {
+    if let Some(error) = reply.errors.iter().find(|error| !may_pass(error.code)) {
         return Err(self::refused(action, error.code));
     }
     let there: Vec<usize> = reply.errors.iter().map(|error| error.index).collect();
@@ -142,12 +151,10 @@ pub(super) async fn put(
         let command = place.update(array, false);
         let reply = writers.write_together(database, &action, command, run.len(), stop).await?;
         for error in reply.errors {
-            match error.code {
-                DUPLICATE_KEY | IMMUTABLE_FIELD => {
-                    refused.extend(run.get(error.index).cloned());
-                }
-                code => return Err(self::refused(action, code)),
+            if !may_pass(error.code) {
+                return Err(self::refused(action, error.code));
             }
+            refused.extend(run.get(error.index).cloned());
         }
     }
     Ok(refused)

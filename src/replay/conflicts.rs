@@ -1,5 +1,6 @@
 //! Documents that could not be put, because another document on the target holds a unique key of theirs (or their own
-//! `_id` in another form). Nothing has left the target for them: each is still there in its older state, or not at all.
+//! `_id` in another form), or because an index that came later does not take them as they were. Nothing has left the
+//! target for them: each is still there in its older state, or not at all.
 
 use std::collections::HashMap;
 
@@ -129,7 +130,8 @@ async fn swap(
     match applier.writers.transaction(&action, commands, stop).await {
         Err(Stopped::Failed(error)) if !error.is_fenced() => {
             let what = format!(
-                "documents in {} hold unique keys that the source gives to others ({error})",
+                "documents of the source cannot be written to {}: others hold their unique keys, or an \
+                 index does not take them ({error})",
                 place.namespace
             );
             Err(Stopped::Failed(ApplyError::Diverged { collections: vec![uuid], what }))
