@@ -7,12 +7,13 @@ use super::align::{Aligner, id_text};
 use super::listed::{Definition, Looked};
 use super::moment::{Floor, Moments};
 use super::reading::Run;
-use super::recheck::{Judge, Kind, Pair, Verdict, Why};
+use super::recheck::{Judge, Kind, Pair, Verdict, Why, named_since};
 use super::{
     CollectionReport, DIFFERENCES_MAX, DifferingDocument, IDS_LISTED_MAX, Outcome, Verifier,
 };
 use crate::catalogue::Collection;
 use crate::mongo::{Error, Side};
+use crate::position::Ts;
 use crate::retry::{Stopped, until_reached};
 use crate::source::scan::{self, ScanRequest, Size, Which};
 use crate::source::{split, start};
@@ -27,6 +28,8 @@ const SAMPLED_RUN_BYTES_MIN: u64 = 1 << 20;
 const SUSPECTS_MAX: usize = 1000;
 /// How often a collection that was replaced meanwhile is begun anew.
 const BEGINNINGS_MAX: u32 = 3;
+/// So far the target may lag behind when a reading begins that nothing was waited for.
+const BEHIND_SECONDS: u32 = 60;
 
 /// What one run came to.
 #[derive(Debug, Default)]
@@ -83,7 +86,17 @@ impl<M: Moments> Verifier<M> {
             complete: true,
             unproven: Vec::new(),
         };
-        for _ in 0..BEGINNINGS_MAX {
+        for beginning in 0..BEGINNINGS_MAX {
+            let source = &self.source;
+            // Before the wait: what comes after this shows in the oplog, what came before is on the target then.
+            let began = until_reached(source.side, &self.stop, || start::newest(source)).await?;
+            if beginning > 0
+                && let Err(why) = self.passed().await?
+            {
+                report.unproven.push(why);
+                report.judge();
+                return Ok(Some(report));
+            }
             let definition = match self.definition(uuid, collection).await? {
                 Looked::Gone => return Ok(None),
                 Looked::Unproven(why) => {
@@ -105,11 +118,23 @@ impl<M: Moments> Verifier<M> {
             if self.source_uuid(&collection.source).await? != Some(uuid) {
                 return Ok(None);
             }
+            // Documents are read by names, and the names may have been others' for a while. The target may have been
+            // behind when the first reading began.
+            let earlier = Ts::new(began.t.saturating_sub(BEHIND_SECONDS), 0);
+            let since = if beginning == 0 { earlier } else { began };
+            let name = &collection.source;
+            let renamed = || named_since(source, name, since);
+            if parts.iter().any(|part| part.differences() > 0)
+                && until_reached(source.side, &self.stop, renamed).await?
+            {
+                continue;
+            }
             sum(&mut report, parts);
             report.judge();
             return Ok(Some(report));
         }
-        report.unproven.push("the target's collection was replaced again and again".to_owned());
+        let why = "the collection was replaced or renamed again and again";
+        report.unproven.push(why.to_owned());
         report.judge();
         Ok(Some(report))
     }

@@ -28,7 +28,7 @@ use crate::copy::Pace;
 use crate::mongo::Deployment;
 use crate::stop::Stop;
 
-pub use recheck::Kind;
+pub use recheck::{Kind, defined_since};
 pub use whole::{Report, VerifyError, verify};
 
 /// Differing `_id`s that are named for one collection.

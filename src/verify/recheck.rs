@@ -365,7 +365,10 @@ async fn written_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
 /// Whether anything of users was defined on the source after this optime, or may have been. Definitions stand in their
 /// databases, those of views as documents; a transaction may hold either. Lists show what is not committed by the
 /// majority yet, and so does this.
-pub(super) async fn defined_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
+///
+/// # Errors
+/// The call failed.
+pub async fn defined_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
     let filter = doc! { "$or": [
         { "op": "c", "ns": { "$not": { "$regex": "^(config|local|admin)[.]" } } },
         { "op": { "$ne": "n" }, "ns": { "$regex": "[.]system[.]views$" } },
@@ -373,6 +376,29 @@ pub(super) async fn defined_since(source: &Deployment, after: Ts) -> Result<bool
         { "ns": "admin.$cmd", "o.applyOps.ns": { "$regex": "[.]system[.]views$" } },
     ] };
     entry_since(source, after, filter, "local").await
+}
+
+/// Whether any collection was given this name after this optime, as far as the oplog reaches back.
+pub(super) async fn named_since(
+    source: &Deployment,
+    name: &Namespace,
+    after: Ts,
+) -> Result<bool, Error> {
+    let filter = doc! {
+        "ts": { "$gt": Timestamp::from(after) },
+        "op": "c",
+        "ns": format!("{}.$cmd", name.database),
+        "o.to": name.to_string(),
+    };
+    let command = doc! {
+        "find": "oplog.rs",
+        "filter": filter,
+        "projection": { "ts": 1 },
+        "limit": 1,
+        "readConcern": { "level": "local" },
+    };
+    let found = cursor_documents(source, "local", "look for renames", command).await?;
+    Ok(!found.is_empty())
 }
 
 async fn entry_since(

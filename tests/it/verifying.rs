@@ -1,14 +1,22 @@
 //! `snapsync verify` and `verify.continuous`: what was changed behind snapsync's back is found, and nothing else.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bson::{Bson, Document, doc};
 use mongodb::Client;
 use serde_json::{Value, json};
+use snapsync::mongo::Side;
+use snapsync::position::Ts;
+use snapsync::verify::defined_since;
 
+use crate::copying::deployment;
 use crate::harness::{
-    Comparison, Daemon, DaemonOptions, Pair, Workload, WorkloadOptions, quiesce, wait_for,
+    Comparison, Daemon, DaemonOptions, Pair, ReplicaSet, Workload, WorkloadOptions, quiesce,
+    wait_for,
 };
+use crate::scenario::transaction;
 
 const LONG: Duration = Duration::from_secs(120);
 const RENAMED: &str = "[sync]\nwindow = \"200ms\"\nexclude = [\"private\"]\n\
@@ -139,11 +147,65 @@ fn assert_found(report: &Value) {
     }
 }
 
+/// Collections take each other's names while `work` is done.
+async fn while_names_change(client: &Client, work: impl FnOnce()) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, client) = (stop.clone(), client.clone());
+    let renaming = tokio::spawn(async move {
+        while !stopped.load(Ordering::Relaxed) {
+            for (from, to) in [("a", "c"), ("b", "a"), ("c", "b")] {
+                let names = [from, to].map(|name| format!("roaming.{name}"));
+                let command = doc! {"renameCollection": &names[0], "to": &names[1]};
+                run(&client, "admin", command).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    tokio::task::block_in_place(work);
+    stop.store(true, Ordering::Relaxed);
+    renaming.await.unwrap();
+}
+
+/// Definitions of every kind are told from writes, wherever they stand in the oplog.
+async fn every_definition_is_seen(source: &ReplicaSet) {
+    let (client, oplog) = (source.client(), deployment(Side::Source, source).await);
+    let since = async |at| defined_since(&oplog, at).await.unwrap();
+    let view = doc! {"collMod": "ones", "viewOn": "notes", "pipeline": []};
+    let rename = doc! {"renameCollection": "roaming.a", "to": "roaming.d"};
+    let made = [doc! {"op": "c", "ns": "roaming.$cmd", "o": {"create": "made"}}];
+    let row = [doc! {"op": "i", "ns": "roaming.rows", "o": {"_id": 1}}];
+    let create = [doc! {"create": "made_with_others"}];
+    // The row needs its collection before that is made in another way.
+    run(client, "roaming", doc! {"create": "rows"}).await;
+    for number in 0..5 {
+        insert(client, "roaming", "b", vec![doc! {"_id": format!("written {number}")}]).await;
+        let at = Ts::from(source.majority_ts().await);
+        run(client, "admin", doc! {"applyOps": row.to_vec()}).await;
+        assert!(!since(at).await, "before {number}");
+        match number {
+            0 => run(client, "crm", view.clone()).await,
+            1 => run(client, "admin", rename.clone()).await,
+            2 => run(client, "admin", doc! {"applyOps": made.to_vec()}).await,
+            3 => {
+                let mut together = transaction(client, "roaming", &create).await.unwrap();
+                together.commit_transaction().await.unwrap();
+            }
+            _ => run(client, "roaming", doc! {"drop": "made"}).await,
+        }
+        assert!(since(at).await, "after {number}");
+    }
+    assert!(since(Ts::new(1, 1)).await, "nobody knows what was before the oplog");
+}
+
 /// One pair, a busy writer all along: the daemon live, paused, stopped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_differs_is_named_and_what_is_on_its_way_is_not() {
     let Pair { source, target } = Pair::start().await;
     fill(source.client()).await;
+    for name in ["a", "b"] {
+        let rows = (0..300).map(|n| doc! {"_id": n, "of": name}).collect();
+        insert(source.client(), "roaming", name, rows).await;
+    }
     // Without an interval that would count what differs and mend it.
     let options = DaemonOptions::new(&source, &target).toml(RENAMED);
     let mut daemon = Daemon::start(options.toml("[delta]\ninterval = \"1h\""));
@@ -161,6 +223,12 @@ async fn what_differs_is_named_and_what_is_on_its_way_is_not() {
     assert_eq!((code, &report["outcome"]), (Some(0), &json!("equal")), "{report:#}");
     assert_eq!(report["documents"].as_u64().unwrap(), 40, "{report:#}");
     assert_eq!(verify(&daemon, &["crm.peple"]).0, Some(64));
+
+    while_names_change(source.client(), || {
+        let (code, report) = verify(&daemon, &["roaming"]);
+        assert_ne!(code, Some(65), "{report:#}");
+    })
+    .await;
 
     behind_its_back(target.client()).await;
     let (code, report) = verify(&daemon, &[]);
@@ -187,6 +255,7 @@ async fn what_differs_is_named_and_what_is_on_its_way_is_not() {
     let (code, report) = verify(&daemon, &["kinds.ids"]);
     assert_eq!((code, &report["outcome"]), (Some(1), &json!("unproven")), "{report:#}");
     workload.stop().await;
+    every_definition_is_seen(&source).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
