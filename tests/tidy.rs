@@ -88,6 +88,26 @@ fn no_machine_or_registry_is_named() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// The tables of docs/oplog.md name tests, and none that are not there.
+#[test]
+fn every_test_that_the_documentation_names_exists() {
+    let files = read(&["src", "tests"], &["rs"]);
+    let is_there = |name: &str| {
+        let name = name.trim_end_matches('*');
+        files
+            .iter()
+            .any(|(file, text)| file.to_string_lossy().contains(name) || text.contains(name))
+    };
+    let docs = read(&["docs"], &["oplog.md"]);
+    let (_, scenarios) = docs[0].1.split_once("## Scenarios").unwrap();
+    let rows = scenarios.lines().filter_map(|line| line.trim_end_matches('|').rsplit_once('|'));
+    let names = rows.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2));
+    let names: Vec<&str> = names.map(|name| name.rsplit("::").next().unwrap()).collect();
+    assert!(names.len() > 100, "only {} names: the tables were misread", names.len());
+    let missing: Vec<&&str> = names.iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "docs/oplog.md names tests that are not there: {missing:?}");
+}
+
 /// The files below these folders (of the top folder, only itself) whose name ends with one of `kinds`.
 fn read(folders: &[&str], kinds: &[&str]) -> Vec<(PathBuf, String)> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));

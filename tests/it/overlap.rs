@@ -11,8 +11,8 @@ use rustix::process::Signal;
 use crate::cases;
 use crate::cases::chaos::Chaos;
 use crate::harness::{
-    Daemon, DaemonOptions, Pair, ReplicaSet, Workload, WorkloadOptions, assert_equal, quiesce,
-    user_databases, wait_for,
+    Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, Workload, WorkloadOptions,
+    assert_equal, quiesce, user_databases, wait_for,
 };
 use crate::scenario::{Scenario, settle};
 
@@ -20,6 +20,26 @@ use crate::scenario::{Scenario, settle};
 const SLOW: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"";
 /// Large ones in some batches, after the first of which the copy waits until it is let go.
 const LARGE_BATCHES: &str = "[copy]\nmax_bytes_per_second = \"64KiB\"";
+
+/// Its copy does not end before it is let go, however long the scenarios take.
+const HELD: &str = "pads.held";
+const READS: &str = "waitInFindBeforeMakingBatch";
+
+/// Holds whoever reads this collection; the server needs test commands. Gives how often it has held anybody.
+pub(crate) async fn hold_reads(set: &ReplicaSet, namespace: &str) -> i64 {
+    let hold = doc! {"configureFailPoint": READS, "mode": "alwaysOn", "data": {"nss": namespace}};
+    set.admin(hold).await.get_i32("count").unwrap().into()
+}
+
+/// Waits until somebody is held.
+pub(crate) async fn wait_held(set: &ReplicaSet, before: i64) {
+    let wait = doc! {"waitForFailPoint": READS, "timesEntered": before + 1, "maxTimeMS": 120_000};
+    set.admin(wait).await;
+}
+
+pub(crate) async fn let_reads_go(set: &ReplicaSet) {
+    set.admin(doc! {"configureFailPoint": READS, "mode": "off"}).await;
+}
 
 /// Lets the copy go on as fast as it can.
 fn let_go(daemon: &mut Daemon) {
@@ -62,15 +82,19 @@ async fn state(daemon: &Daemon) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_scenario_may_happen_while_the_copy_runs() {
-    let Pair { source, target } = Pair::start().await;
+    let testable = ReplicaSetOptions::default().parameter("enableTestCommands=1");
+    let Pair { source, target } = Pair::with(testable, ReplicaSetOptions::default()).await;
     let scenarios = Arc::new(everything());
     let began = Instant::now();
     for (scenario, database) in scenarios.iter() {
         scenario.prepare(source.client(), database).await;
     }
-    // On a slow machine the scenarios last longer, and the copy must not be over before them.
+    // On a slow machine the scenarios last longer: the copy goes on beside most of them, and is not over before them.
     let prepared = usize::try_from(began.elapsed().as_secs()).unwrap();
     slow_down(&source, (4 * prepared).max(16)).await;
+    let pads = source.client().database("pads");
+    pads.collection::<Document>("held").insert_one(doc! {"_id": 1}).await.unwrap();
+    let before = hold_reads(&source, HELD).await;
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(SLOW));
     daemon
         .wait_status("some of the copy", Duration::from_secs(60), |status| {
@@ -96,6 +120,8 @@ async fn every_scenario_may_happen_while_the_copy_runs() {
         writer.await.unwrap();
     }
     assert_eq!(state(&daemon).await, "copying", "the copy was over before the scenarios were");
+    wait_held(&source, before).await;
+    let_reads_go(&source).await;
     let_go(&mut daemon);
     assert_arrives(&mut daemon, &source, &target).await;
 }

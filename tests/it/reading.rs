@@ -8,7 +8,11 @@ use mongodb::options::{FindOneOptions, WriteConcern};
 use mongodb::{ClientSession, Collection};
 use rustix::process::Signal;
 use serde_json::Value;
+use snapsync::mongo::Side;
+use snapsync::position::{OpTime, Ts};
+use snapsync::source::tail::{self, TailError};
 
+use crate::copying::deployment;
 use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, Workload, WorkloadOptions,
     assert_equal, quiesce, resume_point, wait_for,
@@ -261,6 +265,49 @@ async fn the_resume_point_advances_while_the_source_is_idle() {
     let status = daemon.wait_status("the resume point to move", LONG, moved).await;
     assert_eq!(status["state"], "live");
     assert_eq!(status["totals"]["entries_applied"], 0);
+
+    // Timestamps that lie ahead of every clock say nothing of the time.
+    push_clock(&source, 500).await;
+    let orders = source.client().database("shop").collection::<Document>("orders");
+    orders.insert_many((0..10).map(|id| doc! {"_id": id})).await.unwrap();
+    quiesce(&mut daemon, &source).await;
+    daemon.kill9();
+    orders.delete_one(doc! {"_id": 1}).await.unwrap();
+    daemon.restart();
+    quiesce(&mut daemon, &source).await;
+    let now = bson::DateTime::now();
+    let level = |status: &Value| status["lag_seconds"] == 0.0 && !status["window"].is_null();
+    let status = daemon.wait_status("no lag", LONG, level).await;
+    let ahead = i64::from(resume_point(&status).time) - now.timestamp_millis() / 1000;
+    assert!(ahead > 300, "{ahead} s");
+    for place in [&status["window"]["to"], &status["resume_point"]["wall"]] {
+        let wall = bson::DateTime::parse_rfc3339_str(place.as_str().unwrap()).unwrap();
+        let off = (wall.timestamp_millis() - now.timestamp_millis()).abs();
+        assert!(off < 200_000, "{place} and not {now}");
+    }
+    assert_equal(&source, &target).await;
+
+    // Files that were restored and initiated as a new set: the oplog begins with that, and what was read is not in it.
+    let source = deployment(Side::Source, &source).await;
+    let lost = OpTime::new(Ts::new(1, 1), 1);
+    let error = TailError::Lost { wanted: lost, found: "none".to_owned() };
+    let told = tail::told_apart(&source, lost, error).await;
+    assert!(matches!(told, TailError::NeverHeld { .. }), "{told}");
+}
+
+/// Has the cluster's clock run ahead, as a client does whose own is wrong.
+async fn push_clock(source: &ReplicaSet, seconds: u32) {
+    let time = source.majority_ts().await.time + seconds;
+    let signature = doc! {
+        "hash": bson::Binary { subtype: bson::spec::BinarySubtype::Generic, bytes: vec![0; 20] },
+        "keyId": 0_i64,
+    };
+    let clock = doc! {"clusterTime": Timestamp { time, increment: 1 }, "signature": signature};
+    let clock: mongodb::ClusterTime = bson::deserialize_from_document(clock).unwrap();
+    let mut session = session(source).await;
+    session.advance_cluster_time(&clock);
+    let admin = source.client().database("admin");
+    admin.run_command(doc! {"ping": 1}).session(&mut session).await.unwrap();
 }
 
 /// Told to keep the images of findAndModify in its oplog, a server writes them as no-ops with the collection's name and

@@ -7,6 +7,7 @@ mod lost;
 mod meddling;
 mod operators;
 mod selections;
+mod servers;
 mod steps;
 
 use std::time::Duration;

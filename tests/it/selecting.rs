@@ -6,7 +6,7 @@ use bson::{Document, doc};
 use mongodb::Client;
 
 use crate::harness::{Comparison, Daemon, DaemonOptions, Pair, ReplicaSet, quiesce, wait_for};
-use crate::scenario::settle;
+use crate::scenario::{settle, transaction};
 
 const SELECTION: &str = r#"
 [sync]
@@ -62,6 +62,12 @@ async fn change(client: &Client) {
         run(client, database, doc! {"createIndexes": name, "indexes": [index]}).await;
         run(client, database, doc! {"collMod": name, "validator": {"z": {"$exists": false}}}).await;
     }
+    // Of a transaction only what is selected.
+    let row = |name: &str| doc! {"insert": name, "documents": [{"_id": "together"}]};
+    let mut elsewhere = row("any");
+    elsewhere.insert("$db", "unselected");
+    let together = [row("secret"), row("a"), elsewhere, row("made_together"), row("secret_3")];
+    transaction(client, "shop", &together).await.unwrap().commit_transaction().await.unwrap();
     // Views, by their own names.
     for name in ["view", "hidden_view", "view_on_view"] {
         let on = if name == "view_on_view" { "view" } else { "a" };

@@ -518,6 +518,7 @@ fn odd() -> Vec<Scenario> {
             insert("large", vec![doc! {"_id": 2, "pad": &pad}]),
             update("large", doc! {"_id": 1}, doc! {"$inc": {"n": 1}}),
             update("large", doc! {"_id": 2}, doc! {"$set": {"n": 1}}),
+            update("large", doc! {"_id": 2}, doc! {"pad": &pad, "n": 2}),
         ],
     };
     let mut deep = doc! {"leaf": 1};
@@ -528,7 +529,7 @@ fn odd() -> Vec<Scenario> {
             doc! {"d": [deep]}
         };
     }
-    let wide: Document = (0..5000).map(|n| (format!("field{n}"), Bson::Int32(n))).collect();
+    let wide: Document = (0..20_000).map(|n| (format!("field{n}"), Bson::Int32(n))).collect();
     vec![
         twice("strange_bytes", [strange(1), strange(2)]),
         twice("doubled_names", [doubled(1), doubled(2)]),

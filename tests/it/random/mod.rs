@@ -3,6 +3,7 @@
 mod appliers;
 mod draw;
 mod history;
+mod special;
 mod writer;
 
 /// The number in this variable.

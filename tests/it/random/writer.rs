@@ -7,7 +7,7 @@ use mongodb::error::Error;
 use super::draw::Draw;
 
 /// One of the two databases that are written to.
-type Place = usize;
+pub(super) type Place = usize;
 
 /// Collections of any kind that take each other's names.
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -19,7 +19,7 @@ const SEATS: &str = "seats";
 pub struct Writer {
     client: Client,
     databases: [String; 2],
-    draw: Draw,
+    pub(super) draw: Draw,
 }
 
 impl Writer {
@@ -58,16 +58,17 @@ impl Writer {
     /// One more operation. What the server refuses is part of the history.
     pub async fn operation(&mut self) {
         let outcome = match self.draw.random.below(100) {
-            0..50 => self.write().await,
-            50..72 => self.move_keys().await,
-            72..80 => self.transaction().await,
-            80..99 => self.define().await,
+            0..46 => self.write().await,
+            46..66 => self.move_keys().await,
+            66..74 => self.transaction().await,
+            74..90 => self.define().await,
+            90..99 => self.special().await,
             _ => self.run_in(0, doc! {"dropDatabase": 1}).await,
         };
         drop(outcome);
     }
 
-    async fn run_in(&self, place: Place, command: Document) -> Result<(), Error> {
+    pub(super) async fn run_in(&self, place: Place, command: Document) -> Result<(), Error> {
         self.client.database(&self.databases[place]).run_command(command).await.map(drop)
     }
 
@@ -76,16 +77,25 @@ impl Writer {
         self.run_in(place, command).await
     }
 
-    fn place(&mut self) -> Place {
+    pub(super) fn database(&self, place: Place) -> &str {
+        &self.databases[place]
+    }
+
+    pub(super) async fn rename(&self, from: String, to: String, over: bool) -> Result<(), Error> {
+        let command = doc! {"renameCollection": from, "to": to, "dropTarget": over};
+        self.client.database("admin").run_command(command).await.map(drop)
+    }
+
+    pub(super) fn place(&mut self) -> Place {
         self.draw.random.below(2) as usize
     }
 
-    fn name(&mut self) -> &'static str {
+    pub(super) fn name(&mut self) -> &'static str {
         NAMES[self.draw.random.below(3) as usize]
     }
 
     /// An `_id`; some are equal to others of another type, or under a collation.
-    fn id(&mut self) -> Bson {
+    pub(super) fn id(&mut self) -> Bson {
         let number = self.draw.random.below(12).cast_signed();
         match self.draw.random.below(10) {
             0 => f64::from(number).into(),
@@ -100,7 +110,7 @@ impl Writer {
     }
 
     /// A command that writes documents, and where.
-    fn write_command(&mut self) -> (Place, Document) {
+    pub(super) fn write_command(&mut self) -> (Place, Document) {
         let (place, name, id) = (self.place(), self.name(), self.id());
         let matched = doc! {"_id": {"$eq": id.clone()}};
         let many = self.draw.chance(15);
@@ -227,7 +237,7 @@ impl Writer {
         self.together(commands).await
     }
 
-    async fn together(&mut self, commands: Vec<(Place, Document)>) -> Result<(), Error> {
+    pub(super) async fn together(&mut self, commands: Vec<(Place, Document)>) -> Result<(), Error> {
         let mut session = self.client.start_session().await?;
         session.start_transaction().await?;
         for (place, command) in commands {
@@ -254,9 +264,8 @@ impl Writer {
             4..7 => {
                 let from = format!("{}.{name}", self.databases[place]);
                 let to = format!("{}.{other}", self.databases[other_place]);
-                let command =
-                    doc! {"renameCollection": from, "to": to, "dropTarget": self.draw.chance(60)};
-                return self.client.database("admin").run_command(command).await.map(drop);
+                let over = self.draw.chance(60);
+                return self.rename(from, to, over).await;
             }
             7..11 => self.index(name),
             11 => doc! {"dropIndexes": name, "index": index},
@@ -278,7 +287,7 @@ impl Writer {
         self.run_in(place, command).await
     }
 
-    fn create(&mut self, name: &str) -> Document {
+    pub(super) fn create(&mut self, name: &str) -> Document {
         let mut command = doc! {"create": name};
         command.extend(match self.draw.random.below(6) {
             4 => doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}},
