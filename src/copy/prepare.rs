@@ -9,7 +9,7 @@ use crate::catalogue::Collection;
 use crate::mongo::{Deployment, Error, Listed, Side, listing, run};
 use crate::namespace::Namespace;
 use crate::retry::{Stopped, until_reached};
-use crate::selection::Selection;
+use crate::selection::{NEVER_COPIED, Selection};
 use crate::state::catalogue::CatalogueStore;
 use crate::stop::Stop;
 use crate::target::definitions::Definer;
@@ -28,7 +28,8 @@ pub async fn existing(
     mapped: &BTreeSet<Namespace>,
 ) -> Result<Vec<Listed>, Error> {
     let mut found = Vec::new();
-    for database in listing::databases(target).await? {
+    let databases = listing::databases(target).await?.into_iter();
+    for database in databases.filter(|name| !NEVER_COPIED.contains(&name.as_str())) {
         for entry in listing::collections(target, &database).await? {
             let name = &entry.namespace;
             let kept = selection.includes(name) && selection.target_of(name) == *name;

@@ -17,7 +17,9 @@ const NAMESPACE_NOT_FOUND: i32 = 26;
 /// A call failed.
 pub async fn read(source: &Deployment, selection: &Selection) -> Result<Catalogue, Error> {
     let mut catalogue = Catalogue::default();
-    for database in listing::databases(source).await? {
+    let databases = listing::databases(source).await?.into_iter();
+    // Others may be none of the user's business.
+    for database in databases.filter(|database| selection.may_include_database(database)) {
         let listed = match listing::collections(source, &database).await {
             // Dropped since the databases were listed.
             Err(error) if error.code() == Some(NAMESPACE_NOT_FOUND) => continue,

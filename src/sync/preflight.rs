@@ -196,6 +196,26 @@ const TARGET_ACTIONS: &[&str] = &[
     "listIndexes",
     "renameCollectionSameDB",
     "bypassDocumentValidation",
+    "convertToCapped",
+    "dbStats",
+];
+
+/// What lease and mirror want of their own database.
+const LEASE_ACTIONS: &[&str] = &["find", "insert", "update", "remove", "createCollection"];
+
+/// What works without these, and what does not.
+const OPTIONAL: &[(Side, &str, &str)] = &[
+    (
+        Side::Source,
+        "replSetGetConfig",
+        "a copy of its files under another initiation is not told apart",
+    ),
+    (
+        Side::Target,
+        "replSetGetConfig",
+        "a copy of its files under another initiation is not told apart",
+    ),
+    (Side::Target, "inprog", "how far index builds are is not seen"),
 ];
 
 /// Compares the privileges of the user with what is needed. Without authentication everything is granted.
@@ -218,7 +238,9 @@ async fn granted(
         .map(|privileges| privileges.iter().filter_map(Bson::as_document).collect())
         .unwrap_or_default();
     let mut missing = BTreeSet::new();
-    for database in needed_databases(side, config) {
+    let own = (crate::target::lease::DATABASE.to_owned(), LEASE_ACTIONS);
+    let needed = needed_databases(side, config).into_iter().map(|database| (database, actions));
+    for (database, actions) in needed.chain((side == Side::Target).then_some(own)) {
         for action in actions.iter().filter(|action| !grants(&privileges, &database, action)) {
             let place = if database.is_empty() { "any database" } else { &database };
             missing.insert(format!("{action} on {place}"));
@@ -228,7 +250,7 @@ async fn granted(
         missing.insert(format!("{action} on the cluster"));
     }
     if missing.is_empty() {
-        return Ok(vec![Check::new(name, Verdict::Pass, "sufficient")]);
+        return Ok(vec![sufficient(side, name, &privileges)]);
     }
     let missing: Vec<String> = missing.into_iter().collect();
     let roles = match side {
@@ -236,9 +258,23 @@ async fn granted(
         Side::Target => "`readWriteAnyDatabase`, `dbAdminAnyDatabase` and `restore`",
     };
     let missing = missing.join(", ");
-    let text =
-        format!("the user on the {side} lacks privileges: {missing}; the roles {roles} grant them");
+    let text = format!(
+        "the user on the {side} lacks privileges: {missing}; the roles {roles} grant them, and so do the smaller ones \
+         in docs/privileges.md"
+    );
     Ok(vec![Check::new(name, Verdict::Fail, text)])
+}
+
+fn sufficient(side: Side, name: String, privileges: &[&Document]) -> Check {
+    let lacks =
+        |(of, action, _): &&(Side, &str, &str)| *of == side && !grants_cluster(privileges, action);
+    let lacking = OPTIONAL.iter().filter(lacks);
+    let lacking: Vec<String> =
+        lacking.map(|(_, action, effect)| format!("without {action} {effect}")).collect();
+    if lacking.is_empty() {
+        return Check::new(name, Verdict::Pass, "sufficient");
+    }
+    Check::new(name, Verdict::Warn, format!("sufficient; {}", lacking.join("; ")))
 }
 
 async fn unauthenticated(deployment: &Deployment, name: String) -> Result<Check, Error> {
@@ -260,9 +296,6 @@ fn needed_databases(side: Side, config: &Config) -> Vec<String> {
     let mut databases = config.sync.selection.named_databases(side == Side::Target);
     if databases.is_empty() {
         databases.push(String::new());
-    }
-    if side == Side::Target {
-        databases.push(crate::target::lease::DATABASE.to_owned());
     }
     databases
 }
@@ -313,6 +346,19 @@ mod tests {
         assert!(grants(&[&any], "crm", "find"));
         assert!(!grants(&[&one], "shop", "find"));
         assert!(!grants(&[&own], "", "find"));
+    }
+
+    #[test]
+    fn what_is_optional_is_a_warning() {
+        let actions = |actions: &[&str]| doc! { "resource": { "cluster": true }, "actions": actions.to_vec() };
+        let all = actions(&["replSetGetConfig", "inprog"]);
+        let of = |side, privilege: &Document| sufficient(side, String::new(), &[privilege]);
+        assert_eq!(of(Side::Target, &all).verdict, Verdict::Pass);
+        let one = actions(&["replSetGetConfig"]);
+        assert_eq!(of(Side::Source, &one).verdict, Verdict::Pass);
+        let lacking = of(Side::Target, &one);
+        assert_eq!(lacking.verdict, Verdict::Warn);
+        assert_eq!(lacking.text, "sufficient; without inprog how far index builds are is not seen");
     }
 
     #[test]

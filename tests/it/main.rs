@@ -21,6 +21,7 @@ mod harness_works;
 mod networks;
 mod outages;
 mod overlap;
+mod privileges;
 mod random;
 mod reading;
 mod recovery;

@@ -8,7 +8,7 @@ use bson::{Document, Uuid};
 use crate::catalogue::Catalogue;
 use crate::mongo::Listed;
 use crate::namespace::Namespace;
-use crate::selection::{NEVER_COPIED, STAGING_PREFIX, Selection};
+use crate::selection::{STAGING_PREFIX, Selection};
 use crate::stop::Stop;
 use crate::sync::context::{Context, Interrupted};
 
@@ -40,9 +40,7 @@ pub async fn compare(main: &Context, stop: &Stop) -> Result<Differences, Interru
     let catalogue = main.catalogue.read().clone();
     let mut listed = Vec::new();
     for database in main.definer.databases(stop).await? {
-        if !NEVER_COPIED.contains(&database.as_str()) {
-            listed.extend(main.definer.list(&database, stop).await?);
-        }
+        listed.extend(main.definer.list(&database, stop).await?);
     }
     Ok(differences(&catalogue, &listed, &main.config.sync.selection))
 }

@@ -1,12 +1,13 @@
 //! Users, passwords and privileges: what is refused, what is enough, and that no password is ever shown.
 
 use bson::{Document, doc};
-use mongodb::{Client, IndexModel};
+use mongodb::Client;
 
 use super::{Witness, refused};
 use crate::harness::{
     Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions, assert_equal, program, quiesce,
 };
+use crate::privileges::{change, fill};
 
 /// Of the root users; no part of any name.
 const ROOT_PASSWORD: &str = "xyzzy-root-xyzzy";
@@ -97,57 +98,6 @@ fn shop(client: &Client) -> mongodb::Collection<Document> {
     client.database("shop").collection("orders")
 }
 
-/// One of each thing that wants a privilege of its own.
-async fn fill(client: &Client, has_time_series: bool) {
-    let shop = client.database("shop");
-    shop.create_collection("log").capped(true).size(4096).await.unwrap();
-    shop.create_collection("strict").validator(doc! {"n": {"$lt": 100}}).await.unwrap();
-    shop.create_collection("dear").view_on("orders").pipeline([doc! {"$match": {}}]).await.unwrap();
-    let ttl = doc! {"key": {"at": 1}, "name": "ttl", "expireAfterSeconds": 3600};
-    shop.run_command(doc! {"createIndexes": "sessions", "indexes": [ttl]}).await.unwrap();
-    let orders = shop.collection::<Document>("orders");
-    orders.insert_many((0..50).map(|n| doc! {"_id": n, "n": n})).await.unwrap();
-    orders.create_index(IndexModel::builder().keys(doc! {"n": -1}).build()).await.unwrap();
-    // Written before there was a validator against it.
-    let strict = shop.collection::<Document>("strict");
-    let insert = doc! {"insert": "strict", "documents": [{"_id": 1, "n": 200}], "bypassDocumentValidation": true};
-    shop.run_command(insert).await.unwrap();
-    strict.insert_one(doc! {"_id": 2, "n": 1}).await.unwrap();
-    if has_time_series {
-        let command = doc! {"create": "weather", "timeseries": {"timeField": "at"}};
-        shop.run_command(command).await.unwrap();
-        let at = bson::DateTime::from_millis(0);
-        let weather = shop.collection::<Document>("weather");
-        weather.insert_one(doc! {"_id": 1, "at": at, "value": 1}).await.unwrap();
-    }
-    client.database("js").run_command(doc! {"create": "system.js"}).await.unwrap();
-}
-
-/// Every kind of definition, and a transaction, while the daemon follows.
-async fn change(client: &Client) {
-    let shop = client.database("shop");
-    let run = async |command: Document| shop.run_command(command).await.unwrap();
-    let new = doc! {"key": {"x": 1}, "name": "x"};
-    run(doc! {"createIndexes": "orders", "indexes": [new]}).await;
-    run(doc! {"dropIndexes": "orders", "index": "n_-1"}).await;
-    run(doc! {"collMod": "strict", "validator": {"n": {"$lt": 5}}}).await;
-    run(doc! {"collMod": "dear", "viewOn": "orders", "pipeline": [{"$match": {"n": 2}}]}).await;
-    run(doc! {"drop": "sessions"}).await;
-    run(doc! {"convertToCapped": "strict", "size": 8192}).await;
-    let rename = doc! {"renameCollection": "shop.log", "to": "archive.log"};
-    client.database("admin").run_command(rename).await.unwrap();
-    let rename = doc! {"renameCollection": "archive.log", "to": "archive.log2"};
-    client.database("admin").run_command(rename).await.unwrap();
-    client.database("gone").collection("x").insert_one(doc! {"_id": 1}).await.unwrap();
-    client.database("gone").drop().await.unwrap();
-    let mut session = client.start_session().await.unwrap();
-    session.start_transaction().await.unwrap();
-    let orders = self::shop(client);
-    orders.insert_one(doc! {"_id": 1000}).session(&mut session).await.unwrap();
-    orders.delete_one(doc! {"_id": 3}).session(&mut session).await.unwrap();
-    session.commit_transaction().await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_roles_are_enough_and_no_password_is_shown() {
     let Pair { source, target } = pair().await;
@@ -155,14 +105,16 @@ async fn the_documented_roles_are_enough_and_no_password_is_shown() {
     let writer = [role("readWriteAnyDatabase"), role("dbAdminAnyDatabase"), role("restore")];
     create_user(&target, "writer", &writer).await;
     let info = source.admin(doc! {"buildInfo": 1}).await;
-    fill(source.client(), !info.get_str("version").unwrap().starts_with("4.")).await;
+    let has_time_series = !info.get_str("version").unwrap().starts_with("4.");
+    fill(source.client(), "shop", has_time_series).await;
+    source.client().database("js").run_command(doc! {"create": "system.js"}).await.unwrap();
 
     let uris = (uri(&source, "copier", ENCODED), uri(&target, "writer", ENCODED));
     let options = DaemonOptions::with_uris(&uris.0, &uris.1)
         .toml("[log]\nlevel = \"trace\"\n[delta]\ninterval = \"200ms\"");
     let mut daemon = Daemon::start(options);
     daemon.wait_state("live").await;
-    change(source.client()).await;
+    change(source.client(), "shop", has_time_series).await;
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 
