@@ -39,7 +39,7 @@ pub struct Build {
 }
 
 /// One of the steps of a build.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
     /// In the server's words.
     pub name: String,
@@ -80,9 +80,10 @@ impl Builds {
         if awaited.is_empty() {
             return Ok(Vec::new());
         }
-        let steps = steps(target).await?;
+        let mut steps = steps(target).await?;
         let builds = awaited.into_iter().map(|Awaited { collection, indexes, since }| {
-            let step = steps.get(&collection.to_string()).cloned();
+            // Of several on one collection nobody can tell which is which.
+            let step = steps.get_mut(&collection.to_string()).and_then(Vec::pop);
             Build { collection, indexes, lasts: since.elapsed(), step }
         });
         Ok(builds.collect())
@@ -93,9 +94,9 @@ impl Builds {
     }
 }
 
-/// What the server's own threads that build indexes say, by collection; nothing without the privilege `inprog`, as they
+/// What the server's own threads that build indexes say, by collection, in an order that stays; nothing without the privilege `inprog`, as they
 /// are nobody's.
-async fn steps(target: &Deployment) -> Result<BTreeMap<String, Step>, Error> {
+async fn steps(target: &Deployment) -> Result<BTreeMap<String, Vec<Step>>, Error> {
     let command = doc! {
         "aggregate": 1,
         "pipeline": [
@@ -108,7 +109,12 @@ async fn steps(target: &Deployment) -> Result<BTreeMap<String, Step>, Error> {
     match cursor_documents(target, "admin", "look at index builds", command).await {
         Ok(found) => {
             let found = found.iter().filter_map(|found| Document::try_from(found.as_ref()).ok());
-            Ok(found.filter_map(|operation| step(&operation)).collect())
+            let mut steps: BTreeMap<String, Vec<Step>> = BTreeMap::new();
+            for (collection, step) in found.filter_map(|operation| step(&operation)) {
+                steps.entry(collection).or_default().push(step);
+            }
+            steps.values_mut().for_each(|of_one| of_one.sort());
+            Ok(steps)
         }
         Err(error) if error.failure == Failure::Privilege => Ok(BTreeMap::new()),
         Err(error) => Err(error),
