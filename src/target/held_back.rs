@@ -9,7 +9,7 @@ use crate::namespace::Namespace;
 /// monitor would delete a document that the source is about to refresh.
 pub(super) const NEVER_EXPIRES: i32 = i32::MAX;
 /// The same for servers that refuse more seconds than have passed since 1970. It deletes what was due in 1972.
-pub(super) const NEVER_EXPIRES_BEFORE_5: i32 = 1_700_000_000;
+pub(super) const NEVER_EXPIRES_BEFORE_6: i32 = 1_700_000_000;
 
 /// What a capped collection holds on the target until cutover: more than any may hold. Its documents go when the oplog
 /// says so. By itself the target would evict some of them too early: a window is folded, so documents that grow in it

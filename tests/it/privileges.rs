@@ -48,7 +48,7 @@ pub async fn fill(client: &Client, database: &str, has_time_series: bool) {
 }
 
 /// Every kind of definition, and a transaction, while the daemon follows.
-pub async fn change(client: &Client, database: &str, has_time_series: bool) {
+pub async fn change(client: &Client, database: &str) {
     let shop = client.database(database);
     let run = async |command: Document| shop.run_command(command).await.unwrap();
     let new = doc! {"key": {"x": 1}, "name": "x"};
@@ -68,13 +68,6 @@ pub async fn change(client: &Client, database: &str, has_time_series: bool) {
         run(doc! {"createIndexes": name, "indexes": [index]}).await;
         run(doc! {"dropIndexes": name, "index": "place"}).await;
     }
-    if has_time_series {
-        let delete = doc! {"q": {"place": Bson::Null}, "limit": 0};
-        run(doc! {"delete": "weather", "deletes": [delete]}).await;
-        let granularity = doc! {"granularity": "hours"};
-        run(doc! {"collMod": "weather", "timeseries": granularity}).await;
-        run(doc! {"drop": "tides"}).await;
-    }
     run(doc! {"create": "brief"}).await;
     run(doc! {"drop": "brief"}).await;
     run(doc! {"convertToCapped": "strict", "size": 8192}).await;
@@ -92,6 +85,19 @@ pub async fn change(client: &Client, database: &str, has_time_series: bool) {
     orders.insert_one(doc! {"_id": 1000}).session(&mut session).await.unwrap();
     orders.delete_one(doc! {"_id": 3}).session(&mut session).await.unwrap();
     session.commit_transaction().await.unwrap();
+}
+
+/// What can be done to a time-series, of MongoDB 6.0.
+async fn change_series(client: &Client, database: &str) {
+    let shop = client.database(database);
+    let delete = doc! {"q": {"place": Bson::Null}, "limit": 0};
+    for command in [
+        doc! {"delete": "weather", "deletes": [delete]},
+        doc! {"collMod": "weather", "timeseries": {"granularity": "hours"}},
+        doc! {"drop": "tides"},
+    ] {
+        shop.run_command(command).await.unwrap();
+    }
 }
 
 /// A command of the page, and the database that it is for.
@@ -188,7 +194,9 @@ async fn the_documented_users_may_do_what_they_need_over_tls_and_nothing_is_refu
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/privileges.md");
     let page = std::fs::read_to_string(page).unwrap();
     let authority = Authority::new();
-    let options = || ReplicaSetOptions::default().auth("root", PASSWORD).tls(&authority);
+    // The page is about this one.
+    let version = || ReplicaSetOptions::default().version("6.0.5");
+    let options = || version().auth("root", PASSWORD).tls(&authority);
     let Pair { source, target } = Pair::with(options(), options()).await;
     make_users(&source, &page, "On the source").await;
     make_users(&target, &page, "On the target").await;
@@ -221,7 +229,8 @@ async fn the_documented_users_may_do_what_they_need_over_tls_and_nothing_is_refu
         assert_checked(daemon);
     }
     for database in ["shop", "crm"] {
-        change(source.client(), database, true).await;
+        change(source.client(), database).await;
+        change_series(source.client(), database).await;
     }
     level(&mut shop, &mut rest, &source, &target).await;
 

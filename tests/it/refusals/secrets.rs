@@ -114,7 +114,7 @@ async fn the_documented_roles_are_enough_and_no_password_is_shown() {
         .toml("[log]\nlevel = \"trace\"\n[delta]\ninterval = \"200ms\"");
     let mut daemon = Daemon::start(options);
     daemon.wait_state("live").await;
-    change(source.client(), "shop", has_time_series).await;
+    change(source.client(), "shop").await;
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 
