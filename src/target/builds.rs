@@ -94,8 +94,8 @@ impl Builds {
     }
 }
 
-/// What the server's own threads that build indexes say, by collection, in an order that stays; nothing without the privilege `inprog`, as they
-/// are nobody's.
+/// What the server's own threads that build indexes say, by collection, in an order that stays. Nothing without the
+/// privilege `inprog`: they are no user's.
 async fn steps(target: &Deployment) -> Result<BTreeMap<String, Vec<Step>>, Error> {
     let command = doc! {
         "aggregate": 1,
