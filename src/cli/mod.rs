@@ -2,8 +2,10 @@
 
 mod check;
 pub mod config;
+mod cutover;
 pub mod output;
 mod reset;
+mod reverse;
 mod run;
 pub mod status;
 mod verify;
@@ -17,7 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::Inputs;
 use crate::exit::{Code, Exit};
 use crate::http::control::Wish;
-use crate::telemetry::logging;
+use crate::telemetry::{logging, without_credentials};
 
 /// Keeps one MongoDB deployment equal to another while the first one is live.
 #[derive(Debug, Parser)]
@@ -119,6 +121,23 @@ enum Command {
     ///
     /// Example: snapsync verify shop.orders crm --json
     Verify(verify::Options),
+    /// Lets the target take over from the source; can be rehearsed, and given up until it is decided
+    ///
+    /// The running daemon waits until everything holds that has to, lets writes to the source end, replays what is
+    /// left, compares both sides, runs the hooks, and decides. Whatever fails before that leaves everything as it was.
+    /// After it the target gets what was held back, and snapsync never writes there again. Exit code 65 if the sides
+    /// differ, 1 if it was given up. Ending this command ends nothing: --abort does.
+    ///
+    /// Example: snapsync cutover --block-source-writes --timeout 5m
+    Cutover(cutover::Options),
+    /// Prepares the way back after a cutover: from the target to the old source, without a copy
+    ///
+    /// Makes a configuration and a state directory that `snapsync run` goes on from. Refuses where anything would be
+    /// missing: the target's oplog has to reach back to the cutover, and nothing may have been written to the old
+    /// source.
+    ///
+    /// Example: snapsync reverse --output /etc/snapsync/reverse.toml
+    Reverse(reverse::Options),
     /// Shows what the running daemon does: state, lag, copy progress, deltas
     ///
     /// Example: snapsync status --watch
@@ -188,6 +207,8 @@ pub fn main() -> ExitCode {
         }
         Command::Reset { yes, json } => reset::run(&inputs, yes, json),
         Command::Verify(options) => verify::run(&inputs, options),
+        Command::Reverse(options) => reverse::run(&inputs, &options),
+        Command::Cutover(options) => cutover::run(&inputs, &options),
         Command::Status { json, ready: true, .. } => ask_status(&inputs, Shown::Ready, json),
         Command::Status { json, watch: true, .. } => ask_status(&inputs, Shown::Always, json),
         Command::Status { json, .. } => ask_status(&inputs, Shown::Once, json),
@@ -210,18 +231,6 @@ fn print_usage(error: &clap::Error) -> std::io::Result<()> {
     }
     eprint!("{hidden}");
     Ok(())
-}
-
-/// Hides, in each line, everything between the scheme of the first URI and the last @: no user or host name is needed
-/// to find the argument, and what is hidden too much does no harm.
-fn without_credentials(text: &str) -> String {
-    let hide = |line: &str| match (line.find("://"), line.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => {
-            format!("{}://***{}", &line[..scheme], &line[at..])
-        }
-        _ => line.to_owned(),
-    };
-    text.split_inclusive('\n').map(hide).collect()
 }
 
 /// What `snapsync status` shows.
@@ -279,18 +288,4 @@ fn fail(exit: &Exit) -> ExitCode {
         eprintln!("{priority}{line}");
     }
     exit.code.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_in_quoted_arguments_are_hidden() {
-        let text = "error: unexpected argument 'mongodb://u:a b://c@d@h/' found\n\nUsage: snapsync <X@Y>\n";
-        let hidden =
-            "error: unexpected argument 'mongodb://***@h/' found\n\nUsage: snapsync <X@Y>\n";
-        assert_eq!(without_credentials(text), hidden);
-        assert_eq!(without_credentials("a@b mongodb://h\n"), "a@b mongodb://h\n");
-    }
 }

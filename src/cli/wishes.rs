@@ -38,7 +38,7 @@ fn question(wish: &Wish) -> &'static str {
         }
         Wish::Resync { .. } => "Copy these again? What is on the target stays readable meanwhile.",
         Wish::Discard => "Drop what resyncs have replaced? It cannot be brought back.",
-        Wish::Pause | Wish::Resume => "Go on?",
+        Wish::Pause | Wish::Resume | Wish::Cutover(_) | Wish::AbortCutover => "Go on?",
     }
 }
 
@@ -48,6 +48,8 @@ fn done(wish: &Wish) -> &'static str {
         Wish::Resume => "resumed",
         Wish::Resync { .. } => "begun; `snapsync status` lists what is being copied",
         Wish::Discard => "dropped what resyncs had replaced",
+        // These have a command of their own.
+        Wish::Cutover(_) | Wish::AbortCutover => "done",
     }
 }
 
@@ -83,5 +85,6 @@ fn request(wish: &Wish) -> (&'static str, Option<Value>) {
         Wish::Resume => ("/resume", None),
         Wish::Resync { namespaces } => ("/resync", Some(json!({ "namespaces": namespaces }))),
         Wish::Discard => ("/discard", None),
+        Wish::Cutover(_) | Wish::AbortCutover => ("/cutover", None),
     }
 }

@@ -28,6 +28,7 @@ pub use check::{Loaded, control_sockets};
 pub use error::{ConfigError, ConfigErrors, Origin, Problem};
 pub use layers::{DEFAULT_FILE, ENVIRONMENT_PREFIX, Inputs};
 pub use secret::{Secret, Uri, UriError, redact};
+pub use value::parse_duration;
 
 /// A checked configuration. Read it with [`Config::load`].
 #[derive(Debug, Clone)]

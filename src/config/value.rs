@@ -272,10 +272,21 @@ fn fraction(kind: &Kind, raw: &Raw) -> Result<Value, Problem> {
     }
 }
 
-/// `None` if it is no duration at all. Days are 24 hours; months and years have no length and are refused.
-fn duration(kind: &Kind, text: &str) -> Option<Result<Value, Problem>> {
+/// A length of time with its unit, such as `10m`; `None` if it is none. Days are 24 hours; months and years have no
+/// length and are refused.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    Duration::try_from(signed_duration(text)?).ok()
+}
+
+fn signed_duration(text: &str) -> Option<SignedDuration> {
     let span: Span = text.trim().parse().ok()?;
-    let signed = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
+}
+
+/// `None` if it is no duration at all.
+fn duration(kind: &Kind, text: &str) -> Option<Result<Value, Problem>> {
+    let signed = signed_duration(text)?;
     let fits = Duration::try_from(signed).ok().filter(|duration| match kind {
         Kind::Duration { min, max } => (*min..=*max).contains(duration),
         _ => false,

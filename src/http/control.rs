@@ -1,7 +1,11 @@
 //! Wishes of operators, on their way to the sync room.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::status::VerifyDepth;
 
 /// Wishes that may wait for the sync room at once; further ones wait for their turn within the request's time.
 const QUEUE_MAX: usize = 16;
@@ -23,6 +27,43 @@ pub enum Wish {
     },
     /// Drop what resyncs replaced.
     Discard,
+    /// Let the target take over.
+    Cutover(CutoverOptions),
+    /// Give up the cutover that is under way.
+    AbortCutover,
+}
+
+/// The time-out of a cutover that is asked for without one.
+pub const CUTOVER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// How the target is to take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutoverOptions {
+    /// Whether the source is made to refuse writes.
+    pub block_source_writes: bool,
+    /// What is compared.
+    pub verify: VerifyDepth,
+    /// How long it may take from the stop of writes to the decision.
+    pub timeout: Duration,
+    /// Whether to end before anything is done.
+    pub dry_run: bool,
+    /// The source is gone for good.
+    pub source_lost: bool,
+    /// Who asks.
+    pub by: Option<String>,
+}
+
+impl Default for CutoverOptions {
+    fn default() -> Self {
+        Self {
+            block_source_writes: false,
+            verify: VerifyDepth::Full,
+            timeout: CUTOVER_TIMEOUT,
+            dry_run: false,
+            source_lost: false,
+            by: None,
+        }
+    }
 }
 
 /// A wish on its way.

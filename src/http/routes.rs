@@ -16,9 +16,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::control::{Control, Wish};
+use super::control::{CUTOVER_TIMEOUT, Control, CutoverOptions, Wish};
 use super::guard::Door;
-use crate::status::{Status, StatusBoard};
+use crate::config::parse_duration;
+use crate::status::{Status, StatusBoard, VerifyDepth};
 
 /// Bytes of a request's body. The longest wish is a list of namespaces.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -44,6 +45,7 @@ pub(super) fn router(board: StatusBoard, control: Control, door: Door) -> Router
         .route("/resume", post(resume))
         .route("/resync", post(resync))
         .route("/discard", post(discard))
+        .route("/cutover", post(cutover))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Api { board, control })
@@ -137,6 +139,64 @@ async fn resync(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> 
             r#"the body has to be {"namespaces": ["database.collection", …]}, or {} for all"#,
         ),
     }
+}
+
+/// The body of `POST /cutover`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CutoverBody {
+    block_source_writes: bool,
+    verify: VerifyDepth,
+    /// Such as `10m`.
+    timeout: Option<String>,
+    dry_run: bool,
+    source_lost: bool,
+    /// Gives up the one under way; nothing else may be asked for with it.
+    abort: bool,
+    by: Option<String>,
+}
+
+impl CutoverBody {
+    fn wish(self) -> Option<Wish> {
+        if self.abort {
+            let alone = !self.block_source_writes && !self.dry_run && !self.source_lost;
+            return alone.then_some(Wish::AbortCutover);
+        }
+        let timeout = match self.timeout.as_deref() {
+            Some(text) => parse_duration(text).filter(|timeout| !timeout.is_zero())?,
+            None => CUTOVER_TIMEOUT,
+        };
+        Some(Wish::Cutover(CutoverOptions {
+            block_source_writes: self.block_source_writes,
+            verify: self.verify,
+            timeout,
+            dry_run: self.dry_run,
+            source_lost: self.source_lost,
+            by: self.by,
+        }))
+    }
+}
+
+async fn cutover(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    let bytes = match body {
+        Ok(bytes) => bytes,
+        Err(rejection) => return error(rejection.status(), "the body could not be read"),
+    };
+    let text = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
+    let wish = serde_json::from_slice::<CutoverBody>(text).ok().and_then(CutoverBody::wish);
+    let Some(wish) = wish else {
+        let text = concat!(
+            r#"the body has to be {"block_source_writes": false, "verify": "full" | "counts" | "none", "#,
+            r#""timeout": "10m", "dry_run": false, "source_lost": false}, or {"abort": true}"#
+        );
+        return error(StatusCode::BAD_REQUEST, text);
+    };
+    if let Err(refusal) = api.control.ask(wish).await {
+        return error(refusal.status, refusal.message);
+    }
+    let status = api.board.read();
+    let begun = json!({ "state": status.state, "cutover": status.cutover });
+    (StatusCode::ACCEPTED, Json(begun)).into_response()
 }
 
 /// A wish without options comes with no body, or with an object that holds nothing.

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::changes::{Change, Changes};
 use super::chunk::{Conflict, put_all, remove_all};
 use super::conflicts::Conflicts;
+use super::noted::Noted;
 use super::plan::{CollectionChange, Definition, Plan, PlanError, Stage, Step};
 use crate::catalogue::Collection;
 use crate::mongo::Error;
@@ -115,6 +116,8 @@ pub struct Applier {
     pub selection: Selection,
     /// Write commands in flight at the most.
     pub workers: usize,
+    /// What is changed, where somebody wants to know.
+    pub noted: Noted,
 }
 
 impl Applier {
@@ -161,6 +164,7 @@ impl Applier {
         let conflicts = &mut carried.conflicts;
         match step {
             Step::Write(mut stage) => {
+                self.noted.stage(&stage);
                 conflicts
                     .merge_into(&mut stage)
                     .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;
@@ -171,6 +175,7 @@ impl Applier {
                 }
             }
             Step::Define(definition) => {
+                self.noted.definition(&definition);
                 if let Definition::Collection { uuid, change } = &definition {
                     conflicts.forget_if_dropped(*uuid, change);
                     if tolerant && matches!(change, CollectionChange::CreateIndexes { .. }) {

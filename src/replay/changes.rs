@@ -110,6 +110,14 @@ impl Changes {
         first
     }
 
+    /// `{_id}` of every document concerned; of one that moved within the window, more than once.
+    pub(super) fn ids(&self) -> impl Iterator<Item = RawDocumentBuf> + '_ {
+        self.changes.iter().filter_map(|change| match change {
+            Change::Put { document, .. } => document::id(document).map(|id| single("_id", id)),
+            Change::Patch { id, .. } | Change::Remove { id } => Some(id.clone()),
+        })
+    }
+
     /// Number of documents concerned.
     #[must_use]
     pub fn len(&self) -> usize {

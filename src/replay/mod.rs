@@ -1,6 +1,6 @@
 //! Carrying the source's changes out on the target, window by window: [`window`] gathers oplog entries, [`plan`]
 //! and [`changes`] fold them to their net effect (pure), [`apply`] writes documents, [`define`] carries out
-//! definitions.
+//! definitions. [`noted`] keeps what has changed, for those who compare it.
 
 pub mod apply;
 pub mod changes;
@@ -11,6 +11,7 @@ mod damage;
 pub mod define;
 #[cfg(test)]
 mod model;
+pub mod noted;
 pub mod plan;
 pub mod scope;
 pub mod window;

@@ -4,6 +4,7 @@
 //! is written there, so every rule has a test against a slow and obvious model.
 
 mod fingerprint;
+mod inverse;
 mod pattern;
 mod rename;
 mod target_set;
@@ -15,6 +16,7 @@ use crate::namespace::Namespace;
 use pattern::{Pattern, glob};
 use rename::renames;
 
+pub use inverse::Inverse;
 pub use rename::RenameRule;
 pub use target_set::{Claim, TargetSet};
 pub use views::names_in_view;

@@ -93,6 +93,9 @@ fn from_json<T: serde::de::DeserializeOwned>(
 }
 
 /// Writes a JSON body.
-fn to_json<T: serde::Serialize>(path: &std::path::Path, value: &T) -> Result<Vec<u8>, StateError> {
+pub(crate) fn to_json<T: serde::Serialize>(
+    path: &std::path::Path,
+    value: &T,
+) -> Result<Vec<u8>, StateError> {
     serde_json::to_vec(value).map_err(|source| StateError::Encode { path: path.to_owned(), source })
 }

@@ -5,6 +5,7 @@
 pub mod bar;
 mod board;
 mod builds;
+mod cutover;
 mod lag;
 mod reserve;
 mod verify;
@@ -19,6 +20,10 @@ use crate::position::Ts;
 
 pub use board::StatusBoard;
 pub use builds::IndexBuild;
+pub use cutover::{
+    CutoverLine, CutoverOutcome, CutoverReport, CutoverStatus, CutoverStep, FinalCount,
+    FinalOptime, Proof, Timing, VerifyDepth, WriteBlock, Writer,
+};
 pub use lag::{LagFacts, Now, SOURCE_SEEN_MAX, lag};
 pub use reserve::{OplogFacts, OplogReserve};
 pub use verify::{Noted, VerifiedRound, VerifyReport};
@@ -125,8 +130,9 @@ pub struct Status {
     /// The verification that goes on all the time, where that is configured.
     #[serde(default)]
     pub verify: Option<VerifyReport>,
-    /// The cutover under way, or its report.
-    pub cutover: Option<serde_json::Value>,
+    /// The cutover under way, or the last one since the daemon started, or the one that succeeded.
+    #[serde(default)]
+    pub cutover: Option<CutoverStatus>,
     /// The archive, where one is kept.
     pub archive: Option<serde_json::Value>,
 }

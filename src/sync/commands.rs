@@ -4,7 +4,8 @@
 use bson::Uuid;
 
 use super::context::{Context, Interrupted};
-use super::phase::Event;
+use super::cutover;
+use super::phase::{Event, Phase};
 use super::resync::{self, kept};
 use crate::http::control::{Command, Refusal, Reply, Wish};
 use crate::state::Audit;
@@ -25,6 +26,13 @@ pub(super) fn check(context: &Context, wish: &Wish) -> Result<(), Refusal> {
         Wish::Resume => {
             Err(Refusal::wrong_state(format!("nothing to resume: the state is {state}")))
         }
+        Wish::Resync { .. } | Wish::Discard if is_taking_over(context) => {
+            let text = "the target is taking over: nothing is copied or dropped any more";
+            Err(Refusal::wrong_state(text))
+        }
+        Wish::Cutover(options) => cutover::check(context, options),
+        // Done without an end of the act that is under way.
+        Wish::AbortCutover => Ok(()),
         Wish::Resync { namespaces } => {
             let has_copied = context.records.get().phase.consistent_from().is_some();
             if !has_copied {
@@ -34,6 +42,12 @@ pub(super) fn check(context: &Context, wish: &Wish) -> Result<(), Refusal> {
         }
         Wish::Discard => Ok(()),
     }
+}
+
+fn is_taking_over(context: &Context) -> bool {
+    let record = context.records.get();
+    matches!(record.phase, Phase::CuttingOver { .. } | Phase::CutOver { .. })
+        || cutover::is_decided(&record)
 }
 
 /// The collections that names of collections or databases mean.
@@ -71,6 +85,10 @@ pub(super) async fn carry_out(
         answer(reply, Err(refusal));
         return Ok(());
     }
+    if matches!(wish, Wish::Pause | Wish::Resync { .. }) {
+        // One that has not begun to act yet.
+        context.cutover.end().await;
+    }
     match &wish {
         Wish::Pause => {
             context.happen(Event::Pause)?;
@@ -85,6 +103,13 @@ pub(super) async fn carry_out(
             context.clear_cut_short(stop).await?;
             kept::discard_all(context, stop).await?;
         }
+        Wish::Cutover(options) => {
+            // One with a source that is there goes on beside the replay, and never comes here.
+            let done = cutover::lose_source(context, options).await?;
+            answer(reply, done);
+            return Ok(());
+        }
+        Wish::AbortCutover => {}
     }
     note(context, &wish)?;
     answer(reply, Ok(()));
@@ -126,6 +151,7 @@ fn note(context: &Context, wish: &Wish) -> Result<(), Interrupted> {
         Wish::Resume => ("resume", serde_json::json!({})),
         Wish::Resync { namespaces } => ("resync", serde_json::json!({ "namespaces": namespaces })),
         Wish::Discard => ("discard", serde_json::json!({})),
+        Wish::Cutover(_) | Wish::AbortCutover => return Ok(()),
     };
     let audit = Audit::open(&context.config.state.directory)?;
     Ok(audit.append(event, Some("operator"), detail)?)

@@ -4,18 +4,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::cutover::Handover;
 use super::divergence::desk::Desk;
 use super::mirroring::Verified;
 use super::phase::{Event, IllegalTransition, Phase};
-use super::record::RecordStore;
+use super::record::{Record, RecordStore};
 use super::standing::Standing;
 use super::tuning::InForce;
 use bson::Uuid;
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::copy::Pace;
 use crate::exit::{Code, Exit};
 use crate::mongo::Deployment;
+use crate::replay::noted::Noted;
 use crate::retry::Stopped;
 use crate::state::StateError;
 use crate::state::catalogue::CatalogueStore;
@@ -140,6 +143,12 @@ pub struct Context {
     pub verify_pace: Arc<Pace>,
     /// Where the replay and those who watch the target meet.
     pub desk: Desk,
+    /// Where the replay and a cutover meet.
+    pub cutover: Handover,
+    /// What the replay changes, while a cutover wants to compare just that.
+    pub noted: Noted,
+    /// Asks for a mirroring before the next one is due.
+    pub mirror_wanted: Arc<Notify>,
 }
 
 impl Context {
@@ -163,14 +172,26 @@ impl Context {
     /// # Errors
     /// The disk, or an event that makes no sense now (a defect).
     pub fn happen(&self, event: Event) -> Result<Phase, Interrupted> {
-        let before = self.records.get().phase;
-        let phase = before.next(event)?;
-        self.records.change(|record| {
-            record.phase = phase.clone();
+        self.happen_with(event, |_| {})
+    }
+
+    /// As [`happen`](Self::happen), with another change of the record in the same write.
+    ///
+    /// # Errors
+    /// As [`happen`](Self::happen).
+    pub fn happen_with(
+        &self,
+        event: Event,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<Phase, Interrupted> {
+        let record = self.records.try_change(|record| {
+            record.phase = record.phase.next(event)?;
             record.since_ms = WallTime::now().as_ms();
+            change(record);
+            Ok::<(), Interrupted>(())
         })?;
-        self.show(&phase);
-        Ok(phase)
+        self.show(&record.phase);
+        Ok(record.phase)
     }
 
     /// Puts a phase on the board and into the log.

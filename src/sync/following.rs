@@ -25,6 +25,8 @@ const WINDOW_SHARE: u64 = 6;
 /// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
 const GATHER_BEHIND: Duration = Duration::from_secs(5);
 
+/// How often a replay that stands still looks whether it may go on.
+const STANDS_FOR: Duration = Duration::from_millis(5);
 /// How long a window in hand may take to its end once a stop was asked for.
 const END_WINDOW_WITHIN: Duration = Duration::from_secs(2);
 
@@ -85,6 +87,7 @@ impl Follower {
     /// The disk.
     pub fn new(context: Context) -> Result<Self, Interrupted> {
         context.settled.store(false, Ordering::Relaxed);
+        context.cutover.begins();
         let mut track = Track::new(&context, &context.config.state.directory)?;
         track.set_scope(context.catalogue.read().scope());
         context.standing.resumes_at(track.resume());
@@ -114,6 +117,9 @@ impl Follower {
     /// One window, and what follows from it.
     async fn step(&mut self, place: &mut Option<Feed>, stop: &Stop) -> Result<(), Interrupted> {
         let Some(feed) = place else { return Err(Interrupted::Again) };
+        if self.settled && self.context.cutover.is_wanted() {
+            return self.stand_still(feed, stop).await;
+        }
         let began = Instant::now();
         let exhausted = self.gather(feed, stop).await?;
         if let Some(carried) = self.carry_out(stop).await? {
@@ -137,6 +143,16 @@ impl Follower {
             (true, false) if may_go_direct => self.switch_to_source(place, stop).await,
             _ => Ok(()),
         }
+    }
+
+    /// Stands at this window end as long as a cutover wants it.
+    async fn stand_still(&mut self, feed: &Feed, stop: &Stop) -> Result<(), Interrupted> {
+        self.mending.at_window_end(&self.context, &mut self.track, feed, stop).await?;
+        self.context.cutover.parked(self.track.resume());
+        if matches!(self.context.records.get().phase, Phase::CuttingOver { decided: true, .. }) {
+            return Err(Interrupted::Again);
+        }
+        Ok(stop.sleep(STANDS_FOR).await?)
     }
 
     /// Carries the window out, to its end even if a stop is asked for meanwhile, as long as that does not take long: a
@@ -185,7 +201,11 @@ impl Follower {
     /// there were no more.
     async fn gather(&mut self, feed: &mut Feed, stop: &Stop) -> Result<bool, Interrupted> {
         let failed = |error: FeedError| feed_failure(&error);
-        let first = feed.next(stop).await.map_err(failed)?;
+        let first = tokio::select! {
+            first = feed.next(stop) => first.map_err(failed)?,
+            // A source that is silent need not be waited for. Nothing is lost: what was taken would be returned.
+            () = self.context.cutover.wanted(), if self.settled => return Ok(false),
+        };
         stop.check()?;
         if first.is_empty() && self.track.has_reached() {
             if matches!(feed, Feed::Direct(_)) {
@@ -218,7 +238,7 @@ impl Follower {
 
     fn gather_limit(&self) -> Duration {
         match self.context.board.state() {
-            State::Live => self.context.tuning.get().window,
+            State::Live | State::CuttingOver => self.context.tuning.get().window,
             _ => GATHER_BEHIND.max(self.context.tuning.get().window),
         }
     }

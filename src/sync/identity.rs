@@ -8,6 +8,31 @@ use crate::retry::until_reached;
 use crate::stop::Stop;
 use crate::target::lease::mirror;
 
+/// Looks at the target alone: the source may be gone for good.
+///
+/// # Errors
+/// [`Interrupted`]; a halt if it is not the one.
+pub(super) async fn verify_target(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    let ask = || replica_set_identity(&context.target);
+    let found = until_reached(Side::Target, stop, ask).await?;
+    is_the_target(context, &context.records.get(), &found, stop).await?;
+    context.verified.set();
+    Ok(())
+}
+
+async fn is_the_target(
+    context: &Context,
+    record: &Record,
+    found: &Option<String>,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    not_another(Side::Target, &record.replica_sets.target, found)?;
+    let mirrors = until_reached(Side::Target, stop, || mirror::list(&context.target)).await?;
+    let mirrored = mirrors.iter().find(|mirror| mirror.instance == record.instance);
+    let sequence = mirrored.map(|mirror| mirror.sequence);
+    not_behind(record, sequence, context.verified.is_asserted())
+}
+
 /// Looks at both sides before anything is read or written; once all is well, the mirror may go on.
 ///
 /// # Errors
@@ -20,11 +45,7 @@ pub(super) async fn verify(context: &Context, stop: &Stop) -> Result<(), Interru
     let record = context.records.get();
     if record.resume.is_some() {
         not_another(Side::Source, &record.replica_sets.source, &found.source)?;
-        not_another(Side::Target, &record.replica_sets.target, &found.target)?;
-        let mirrors = until_reached(Side::Target, stop, || mirror::list(&context.target)).await?;
-        let mirrored = mirrors.iter().find(|mirror| mirror.instance == record.instance);
-        let sequence = mirrored.map(|mirror| mirror.sequence);
-        not_behind(&record, sequence, context.verified.is_asserted())?;
+        is_the_target(context, &record, &found.target, stop).await?;
     }
     context.records.change(|record| {
         let known = &mut record.replica_sets;
@@ -117,6 +138,7 @@ mod tests {
             totals: Totals::default(),
             replica_sets: ReplicaSets::default(),
             mirrored,
+            cutover: None,
         };
         for (mirrored, sequence, asserted, well) in [
             (7, Some(7), false, true),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::divergence::desk::Desk;
-use super::ownership;
 use super::phase::Phase;
 use super::record::RecordStore;
+use super::{cutover, ownership};
 use crate::exit::{Code, Exit};
 use crate::mongo::Error;
 use crate::position::Cut;
@@ -71,6 +71,8 @@ pub struct Mirroring {
     pub verified: Verified,
     /// Where cuts are asked for: those who verify from elsewhere find the newest one in the mirror.
     pub desk: Desk,
+    /// Asks for a mirroring before the next one is due.
+    pub wanted: Arc<Notify>,
 }
 
 /// The catalogue that is on the target.
@@ -93,7 +95,11 @@ impl Mirroring {
     pub async fn run(self, stop: Stop) -> Result<(), Exit> {
         let mut outage = Outage::new(self.lease.target().side);
         let mut stored = Stored::default();
-        while stop.sleep(MIRROR_EVERY).await.is_ok() {
+        loop {
+            tokio::select! {
+                slept = stop.sleep(MIRROR_EVERY) => if slept.is_err() { break },
+                () = self.wanted.notified() => {}
+            }
             // A halt may mean that what is on the target must stay as it is.
             let halted = matches!(self.records.get().phase, Phase::Halted { .. });
             if !self.verified.get() || halted || self.deadline.hold(&stop).await.is_err() {
@@ -110,13 +116,15 @@ impl Mirroring {
 
     async fn mirror(&self, stored: &mut Stored) -> Result<Result<Renewed, Error>, Exit> {
         // In this order: a catalogue that is newer than the position does no harm, an older one would.
-        let mut asked = stored.asked.take().unwrap_or_else(|| self.desk.ask());
-        match tokio::time::timeout(CUT_WITHIN, &mut asked).await {
-            Ok(Ok(cut)) => stored.cut = Some(cut),
-            // The replay was interrupted: the next one is asked.
-            Ok(Err(_)) => {}
-            // In a long window it comes later.
-            Err(_) => stored.asked = Some(asked),
+        if !cutover::is_decided(&self.records.get()) {
+            let mut asked = stored.asked.take().unwrap_or_else(|| self.desk.ask());
+            match tokio::time::timeout(CUT_WITHIN, &mut asked).await {
+                Ok(Ok(cut)) => stored.cut = Some(cut),
+                // The replay was interrupted: the next one is asked.
+                Ok(Err(_)) => {}
+                // In a long window it comes later.
+                Err(_) => stored.asked = Some(asked),
+            }
         }
         let record = self.records.get();
         let saves = self.catalogue.saves();

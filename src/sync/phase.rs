@@ -27,6 +27,18 @@ pub enum Phase {
         /// Kept from [`Phase::CatchingUp`].
         consistent_from: Ts,
     },
+    /// The target is about to take over.
+    CuttingOver {
+        /// Kept from [`Phase::CatchingUp`].
+        consistent_from: Ts,
+        /// Whether there is no way back any more.
+        decided: bool,
+    },
+    /// The target has taken over: the end.
+    CutOver {
+        /// Kept from [`Phase::CatchingUp`].
+        consistent_from: Ts,
+    },
     /// Needs a person. Kept over restarts.
     Halted {
         /// What happened.
@@ -66,6 +78,14 @@ pub enum Event {
     Pause,
     /// A person says that it may go on.
     Resume,
+    /// A cutover begins to act.
+    CutoverBegan,
+    /// It is given up.
+    CutoverGivenUp,
+    /// It cannot be given up any more.
+    CutoverDecided,
+    /// Everything is restored on the target.
+    CutoverFinished,
 }
 
 /// An event that makes no sense in a phase: a defect of the program.
@@ -104,6 +124,27 @@ impl Phase {
                 Ok(Self::CatchingUp { consistent_from: *consistent_from })
             }
             (Self::Halted { from, .. }, Event::Resume) => Ok(from.after_restart()),
+            (Self::Live { consistent_from }, Event::CutoverBegan) => {
+                Ok(Self::CuttingOver { consistent_from: *consistent_from, decided: false })
+            }
+            (Self::CuttingOver { consistent_from, decided: false }, Event::CutoverGivenUp) => {
+                Ok(Self::CatchingUp { consistent_from: *consistent_from })
+            }
+            // How far it is behind is the cutover's own business by now.
+            (Self::CuttingOver { .. }, Event::FellBehind) => Ok(self.clone()),
+            // A lost source is given up from wherever its migration stood.
+            (
+                Self::CuttingOver { consistent_from, decided: false }
+                | Self::CatchingUp { consistent_from }
+                | Self::Live { consistent_from }
+                | Self::Paused { consistent_from },
+                Event::CutoverDecided,
+            ) => Ok(Self::CuttingOver { consistent_from: *consistent_from, decided: true }),
+            (Self::CuttingOver { consistent_from, decided: true }, Event::CutoverFinished) => {
+                Ok(Self::CutOver { consistent_from: *consistent_from })
+            }
+            // Nothing is left to be halted.
+            (Self::CutOver { .. }, Event::Halt { .. }) => Ok(self.clone()),
             // The first reason stands: what follows from it would only hide it.
             (Self::Halted { .. }, Event::Halt { .. }) => Ok(self.clone()),
             (_, Event::Halt { reason, remedy }) => {
@@ -122,6 +163,8 @@ impl Phase {
             Self::CatchingUp { .. } => State::CatchingUp,
             Self::Live { .. } => State::Live,
             Self::Paused { .. } => State::Paused,
+            Self::CuttingOver { .. } => State::CuttingOver,
+            Self::CutOver { .. } => State::CutOver,
             Self::Halted { .. } => State::Halted,
         }
     }
@@ -133,16 +176,20 @@ impl Phase {
             Self::Copying => None,
             Self::CatchingUp { consistent_from }
             | Self::Live { consistent_from }
-            | Self::Paused { consistent_from } => Some(*consistent_from),
+            | Self::Paused { consistent_from }
+            | Self::CuttingOver { consistent_from, .. }
+            | Self::CutOver { consistent_from } => Some(*consistent_from),
             Self::Halted { from, .. } => from.consistent_from(),
         }
     }
 
-    /// What a restart goes on from. Liveness has to be shown again after every start; everything else stands.
+    /// What a restart goes on from. Liveness has to be shown again after every start, and a cutover that was not
+    /// decided is given up; everything else stands.
     #[must_use]
     pub fn after_restart(&self) -> Self {
         match self {
-            Self::Live { consistent_from } => {
+            Self::Live { consistent_from }
+            | Self::CuttingOver { consistent_from, decided: false } => {
                 Self::CatchingUp { consistent_from: *consistent_from }
             }
             Self::Halted { reason, remedy, from } => Self::Halted {
@@ -181,6 +228,10 @@ mod tests {
             Just(Event::Halt { reason: "r".into(), remedy: "m".into() }),
             Just(Event::Pause),
             Just(Event::Resume),
+            Just(Event::CutoverBegan),
+            Just(Event::CutoverGivenUp),
+            Just(Event::CutoverDecided),
+            Just(Event::CutoverFinished),
         ]
     }
 
@@ -197,6 +248,10 @@ mod tests {
                     prop_assert_ne!(phase.state(), State::Live);
                 }
                 let Ok(next) = phase.next(event.clone()) else { continue };
+                // Once decided, nothing but the end and a halt on the way there.
+                if is_decided(&phase) {
+                    prop_assert!(is_decided(&next), "{phase:?} -> {next:?}");
+                }
                 match event {
                     Event::Copied { consistent_from } => {
                         prop_assert_eq!(copied, None, "copied twice");
@@ -215,6 +270,33 @@ mod tests {
                 prop_assert_eq!(&serde_json::from_str::<Phase>(&json).unwrap(), &phase);
             }
         }
+    }
+
+    fn is_decided(phase: &Phase) -> bool {
+        match phase {
+            Phase::CuttingOver { decided, .. } => *decided,
+            Phase::CutOver { .. } => true,
+            Phase::Halted { from, .. } => is_decided(from),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn a_cutover_is_given_up_by_a_restart_until_it_is_decided() {
+        let consistent_from = Ts::new(1, 1);
+        let live = Phase::Live { consistent_from };
+        let began = live.next(Event::CutoverBegan).unwrap();
+        assert_eq!(began.after_restart(), Phase::CatchingUp { consistent_from });
+        assert_eq!(began.next(Event::CutoverGivenUp), Ok(Phase::CatchingUp { consistent_from }));
+        assert!(began.next(Event::CutoverFinished).is_err());
+        let decided = began.next(Event::CutoverDecided).unwrap();
+        assert_eq!(decided.after_restart(), decided);
+        assert!(decided.next(Event::CutoverGivenUp).is_err());
+        let end = decided.next(Event::CutoverFinished).unwrap();
+        for event in [Event::Pause, Event::Resume, Event::CaughtUp, Event::CutoverBegan] {
+            assert!(end.next(event).is_err());
+        }
+        assert!(Phase::Copying.next(Event::CutoverDecided).is_err(), "the target is a fragment");
     }
 
     #[test]

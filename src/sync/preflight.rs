@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bson::{Bson, Document, doc};
+use bson::{Document, doc};
 
 use crate::config::{Config, Uri};
 use crate::mongo::{Deployment, Error, Failure, ServerFacts, Side, Version, run, strangers};
@@ -227,16 +227,10 @@ async fn granted(
 ) -> Result<Vec<Check>, Error> {
     let side = deployment.side;
     let name = format!("{side} privileges");
-    let command = doc! { "connectionStatus": 1, "showPrivileges": true };
-    let reply = run(deployment, "admin", "read the user's privileges", command).await?;
-    let info = reply.get_document("authInfo").cloned().unwrap_or_default();
-    if info.get_array("authenticatedUsers").is_ok_and(Vec::is_empty) {
+    let Some(privileges) = privileges(deployment).await? else {
         return Ok(vec![unauthenticated(deployment, name).await?]);
-    }
-    let privileges: Vec<&Document> = info
-        .get_array("authenticatedUserPrivileges")
-        .map(|privileges| privileges.iter().filter_map(Bson::as_document).collect())
-        .unwrap_or_default();
+    };
+    let privileges: Vec<&Document> = privileges.iter().collect();
     let mut missing = BTreeSet::new();
     let own = (crate::target::lease::DATABASE.to_owned(), LEASE_ACTIONS);
     let needed = needed_databases(side, config).into_iter().map(|database| (database, actions));
@@ -275,6 +269,32 @@ fn sufficient(side: Side, name: String, privileges: &[&Document]) -> Check {
         return Check::new(name, Verdict::Pass, "sufficient");
     }
     Check::new(name, Verdict::Warn, format!("sufficient; {}", lacking.join("; ")))
+}
+
+/// What of these actions the user may not do on the cluster; `None` if there is no authentication.
+///
+/// # Errors
+/// The call failed.
+pub async fn missing_on_cluster(
+    deployment: &Deployment,
+    actions: &[&str],
+) -> Result<Option<Vec<String>>, Error> {
+    let Some(privileges) = privileges(deployment).await? else { return Ok(None) };
+    let privileges: Vec<&Document> = privileges.iter().collect();
+    let missing = actions.iter().filter(|action| !grants_cluster(&privileges, action));
+    Ok(Some(missing.map(ToString::to_string).collect()))
+}
+
+/// The privileges of the user; `None` if there is none.
+async fn privileges(deployment: &Deployment) -> Result<Option<Vec<Document>>, Error> {
+    let command = doc! { "connectionStatus": 1, "showPrivileges": true };
+    let reply = run(deployment, "admin", "read the user's privileges", command).await?;
+    let info = reply.get_document("authInfo").cloned().unwrap_or_default();
+    if info.get_array("authenticatedUsers").is_ok_and(Vec::is_empty) {
+        return Ok(None);
+    }
+    let privileges = info.get_array("authenticatedUserPrivileges").cloned().unwrap_or_default();
+    Ok(Some(privileges.into_iter().filter_map(|found| found.as_document().cloned()).collect()))
 }
 
 async fn unauthenticated(deployment: &Deployment, name: String) -> Result<Check, Error> {

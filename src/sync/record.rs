@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::cutover::plan::CutoverRecord;
 use super::phase::Phase;
 use crate::position::Ts;
 use crate::replay::window::ResumePoint;
@@ -50,6 +51,9 @@ pub struct Record {
     /// How often this record was mirrored on the target, as far as that is known to be durable there.
     #[serde(default)]
     pub mirrored: u64,
+    /// The cutover that has begun to act, or the one that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cutover: Option<Box<CutoverRecord>>,
 }
 
 impl Record {
@@ -85,6 +89,12 @@ impl RecordStore {
     /// The disk, or a damaged file.
     pub fn find(directory: &Path) -> Result<Option<Record>, StateError> {
         Ok(Slot::open(&directory.join(FILE))?.1)
+    }
+
+    /// Whether there is a record in the state directory, of whatever state.
+    #[must_use]
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(FILE).exists()
     }
 
     /// Opens the record in the state directory; `fresh` makes the first one.
@@ -123,9 +133,23 @@ impl RecordStore {
     /// # Errors
     /// The disk; the record stays as it was.
     pub fn change(&self, change: impl FnOnce(&mut Record)) -> Result<Record, StateError> {
+        self.try_change(|record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// Changes the record, if that makes sense: on disk first, then in memory. Nobody else changes it meanwhile.
+    ///
+    /// # Errors
+    /// It makes none, or the disk; the record stays as it was.
+    pub fn try_change<E: From<StateError>>(
+        &self,
+        change: impl FnOnce(&mut Record) -> Result<(), E>,
+    ) -> Result<Record, E> {
         let mut inner = self.inner();
         let mut record = inner.1.clone();
-        change(&mut record);
+        change(&mut record)?;
         if record != inner.1 {
             // One small fsync: the runtime moves other tasks away from this thread meanwhile.
             tokio::task::block_in_place(|| inner.0.write(&record))?;

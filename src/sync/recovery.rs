@@ -133,6 +133,7 @@ fn fresh(local: Option<Record>, selection: &Selection) -> Record {
         totals: Totals::default(),
         replica_sets: ReplicaSets::default(),
         mirrored: 0,
+        cutover: None,
     }
 }
 

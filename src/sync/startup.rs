@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bson::doc;
 use secrecy::SecretString;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
+use super::cutover::{self, Handover};
 use super::deltas::Counter;
 use super::divergence::desk::Desk;
 use super::mirroring::{Mirroring, Verified};
@@ -23,12 +25,12 @@ use super::{carried, copying, ownership, recovery};
 use crate::config::{Config, OnExistingData};
 use crate::copy::{Pace, prepare};
 use crate::exit::{Code, Exit};
-use crate::http::control::Control;
 use crate::http::server::Server;
 use crate::mongo::{
     Deployment, Error, PoolOptions, ServerFacts, Side, Version, replica_set_identity,
 };
 use crate::position::Still;
+use crate::replay::noted::Noted;
 use crate::source::catalog;
 use crate::state::Audit;
 use crate::state::catalogue::CatalogueStore;
@@ -56,10 +58,15 @@ pub struct Held {
     catalogue: Arc<CatalogueStore>,
     stop: Stop,
     tasks: Tasks,
-    _lock: StateLock,
 }
 
 impl Held {
+    /// Requested when the daemon has to stop: by a person, or because the lease is lost.
+    #[must_use]
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
     /// Ends the tasks that run beside the work, and gives the lease back if the work ended in order.
     ///
     /// # Errors
@@ -101,12 +108,13 @@ async fn end(tasks: &mut Tasks) -> Result<(), Exit> {
 pub async fn start(
     config: Config,
     board: StatusBoard,
-    control: Control,
     stop: &Stop,
 ) -> Result<(Context, Held), Interrupted> {
     let mut tasks = Tasks::new();
-    match prepare(config, board, control, &mut tasks, stop).await {
-        Ok((context, lease, lock)) => {
+    // When everything is done these end, and the daemon goes on to answer questions.
+    let stop = &stop.child();
+    match prepare(config, board, &mut tasks, stop).await {
+        Ok((context, lease)) => {
             let held = Held {
                 lease,
                 writers: context.writers.clone(),
@@ -114,7 +122,6 @@ pub async fn start(
                 catalogue: context.catalogue.clone(),
                 stop: stop.clone(),
                 tasks,
-                _lock: lock,
             };
             Ok((context, held))
         }
@@ -129,20 +136,11 @@ pub async fn start(
 async fn prepare(
     config: Config,
     board: StatusBoard,
-    control: Control,
     tasks: &mut Tasks,
     stop: &Stop,
-) -> Result<(Context, Lease, StateLock), Interrupted> {
+) -> Result<(Context, Lease), Interrupted> {
     let directory = config.state.directory.clone();
-    let lock = lock(&config)?;
-    let server = bind(&config).await?;
-    {
-        let (board, stop) = (board.clone(), stop.clone());
-        tasks.spawn(async move {
-            server.serve(board, control, stop).await;
-            Ok(())
-        });
-    }
+    reading(stop, cutover::lift_left_over(&config)).await?;
     let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
     let asking = connect(&config, Side::Target, taking::APP_NAME, CONTROL_CONNECTIONS).await?;
     let (source_facts, target_facts) =
@@ -171,6 +169,7 @@ async fn prepare(
     let writers = writers.map_err(|error| Exit::at_start(&error))?;
     keep_lease(&grant, &writers, &deadline, (&records, &catalogue), tasks, stop);
     let (verified, desk) = (Verified::default(), Desk::default());
+    let mirror_wanted = Arc::new(Notify::new());
     let mirroring = Mirroring {
         lease: grant.lease.clone(),
         deadline: deadline.clone(),
@@ -178,6 +177,7 @@ async fn prepare(
         catalogue: catalogue.clone(),
         verified: verified.clone(),
         desk: desk.clone(),
+        wanted: mirror_wanted.clone(),
     };
     stopping_all(tasks, mirroring.run(stop.clone()), stop);
     ownership::fence(&config, &grant, stop).await?;
@@ -197,6 +197,9 @@ async fn prepare(
         settled: Arc::default(),
         desk,
         verified,
+        cutover: Handover::default(),
+        noted: Noted::default(),
+        mirror_wanted,
         tuning: InForce::new(Tuning::from(&config)),
         config: Arc::new(config),
         source,
@@ -207,7 +210,7 @@ async fn prepare(
     };
     note(&directory, "started", &context)?;
     watch_over(&context, &asking, tasks, stop);
-    Ok((context, grant.lease, lock))
+    Ok((context, grant.lease))
 }
 
 /// Whether capped collections have wider limits on the target. From 6.0 on their documents may grow, so that what the
@@ -245,7 +248,11 @@ pub fn lock(config: &Config) -> Result<StateLock, Exit> {
     })
 }
 
-async fn bind(config: &Config) -> Result<Server, Exit> {
+/// Takes the addresses to answer on.
+///
+/// # Errors
+/// One of them cannot be had.
+pub async fn bind(config: &Config) -> Result<Server, Exit> {
     let failed = |error: crate::http::server::HttpError| Exit::new(Code::Config, error.to_string());
     let listen = config.control.listen.map_or(String::new(), |address| address.to_string());
     let token = config.control.token.as_ref().map(|token| SecretString::from(token.expose()));

@@ -10,18 +10,19 @@ use super::feed::Feed;
 use super::following::Follower;
 use super::phase::{Event, Phase};
 use super::resync::{self, kept, lost};
+use super::startup::Held;
 use super::stuck::StuckWatch;
 use super::{
-    commands, copying, identity, mending, pausing, reconcile, reload, reselecting, startup,
+    commands, copying, cutover, identity, mending, pausing, reconcile, reload, reselecting, startup,
 };
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
-use crate::http::control::{Command, Control};
+use crate::http::control::{Command, Control, Wish};
 use crate::position::OpTime;
 use crate::source::tail::{self, TailError};
 use crate::status::{State, Status, StatusBoard, bar};
 use crate::stop::Stop;
-use crate::systemd::{self, Heartbeat, Signals};
+use crate::systemd::{self, Beat, Heartbeat, Signals};
 use crate::telemetry::events;
 use crate::telemetry::logging::LogHandle;
 
@@ -42,34 +43,104 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
         .map_err(|error| Exit::new(Code::Internal, format!("cannot take signals: {error}")))?;
     let (reload, mut reloads) = mpsc::channel(1);
     let (control, mut commands) = Control::channel();
+    let _lock = startup::lock(&config)?;
+    let server = startup::bind(&config).await?;
+    let serving = tokio::spawn(server.serve(board.clone(), control, stop.clone()));
     let heartbeat = Heartbeat::new();
     let beat = heartbeat.register("supervisor");
     let mut services = JoinSet::new();
     services.spawn(signals.run(stop.clone(), reload));
     services.spawn(systemd::run_watchdog(heartbeat));
-    let started = {
-        // Servers are looked for, and operations of earlier runs waited out.
-        let _waiting = beat.wait_for("the start");
-        startup::start(config, board.clone(), control, &stop).await
-    };
-    let (context, held) = match started {
-        Ok(started) => started,
-        Err(Interrupted::Stop | Interrupted::Again) => return Ok(()),
-        Err(Interrupted::Exit(exit)) => return Err(exit),
-        Err(Interrupted::Halt { reason, remedy }) => {
-            return Err(Exit::new(Code::Config, format!("{reason}; {remedy}")));
+    let outcome = if cutover::is_over(&config.state.directory)? {
+        cutover::show_over(&config, &board);
+        systemd::ready();
+        Ok(())
+    } else {
+        let started = {
+            // Servers are looked for, and operations of earlier runs waited out.
+            let _waiting = beat.wait_for("the start");
+            startup::start(config, board.clone(), &stop).await
+        };
+        match started {
+            Ok((context, held)) => {
+                systemd::ready();
+                let daemon = Daemon { context, inputs: &inputs, logs, board: &board, beat: &beat };
+                daemon.run(held, &mut commands, &mut reloads).await
+            }
+            Err(interrupted) => refused(interrupted),
         }
-        Err(Interrupted::Lost(what) | Interrupted::Diverged { what, .. }) => {
-            return Err(Exit::new(Code::Config, what));
-        }
     };
-    systemd::ready();
-    let outcome = {
-        let mut work = std::pin::pin!(work(&context, &mut commands, &stop));
+    if outcome.is_ok() && board.state() == State::CutOver {
+        answer_questions(&board, &mut commands, &beat, &stop).await;
+        events::stopping();
+    }
+    stop.request();
+    if let Err(panic) = serving.await {
+        tracing::error!("internal error: {panic}");
+    }
+    services.abort_all();
+    events::stopped();
+    outcome
+}
+
+/// What a start that was refused comes to.
+fn refused(interrupted: Interrupted) -> Result<(), Exit> {
+    match interrupted {
+        Interrupted::Stop | Interrupted::Again => Ok(()),
+        Interrupted::Exit(exit) => Err(exit),
+        Interrupted::Halt { reason, remedy } => {
+            Err(Exit::new(Code::Config, format!("{reason}; {remedy}")))
+        }
+        Interrupted::Lost(what) | Interrupted::Diverged { what, .. } => {
+            Err(Exit::new(Code::Config, what))
+        }
+    }
+}
+
+/// The end of a migration that was cut over: nothing is written any more, questions are answered.
+async fn answer_questions(
+    board: &StatusBoard,
+    commands: &mut mpsc::Receiver<Command>,
+    beat: &Beat,
+    stop: &Stop,
+) {
+    let mut serving = std::pin::pin!(cutover::serve(commands, stop));
+    let mut ticks = tokio::time::interval(BEAT_EVERY);
+    loop {
+        tokio::select! {
+            () = &mut serving => return,
+            _ = ticks.tick() => {
+                beat.beat();
+                show_systemd(&board.read(), stop);
+            }
+        }
+    }
+}
+
+/// A daemon that has started.
+struct Daemon<'a> {
+    context: Context,
+    inputs: &'a Inputs,
+    logs: &'a LogHandle,
+    board: &'a StatusBoard,
+    beat: &'a Beat,
+}
+
+impl Daemon<'_> {
+    /// Works until it is asked to stop, cannot go on, or everything is done.
+    async fn run(
+        self,
+        held: Held,
+        commands: &mut mpsc::Receiver<Command>,
+        reloads: &mut mpsc::Receiver<()>,
+    ) -> Result<(), Exit> {
+        let stop = &held.stop().clone();
+        let Self { context, inputs, logs, board, beat } = self;
+        let mut work = std::pin::pin!(work(&context, commands, stop));
         let mut ticks = tokio::time::interval(BEAT_EVERY);
         let mut newest = context.config.clone();
         let mut stuck = StuckWatch::default();
-        loop {
+        let outcome = loop {
             tokio::select! {
                 outcome = &mut work => break outcome,
                 _ = ticks.tick() => {
@@ -79,20 +150,20 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
                     }
                     let status = board.read();
                     stuck.look(&status, Instant::now());
-                    show_systemd(&status, &stop);
+                    show_systemd(&status, stop);
                     logs.show_progress(bar::line(&status));
                 }
-                Some(_) = reloads.recv() => reload::reload(&inputs, logs, &context, &mut newest),
+                Some(()) = reloads.recv() => reload::reload(inputs, logs, &context, &mut newest),
             }
+        };
+        if !(outcome.is_ok() && board.state() == State::CutOver) {
+            events::stopping();
+            systemd::stopping(STOP_WITHIN);
         }
-    };
-    events::stopping();
-    systemd::stopping(STOP_WITHIN);
-    stop.request();
-    let lost = held.release(outcome.is_ok()).await;
-    services.abort_all();
-    events::stopped();
-    lost.and(outcome)
+        context.cutover.end().await;
+        let lost = held.release(outcome.is_ok()).await;
+        lost.and(outcome)
+    }
 }
 
 /// Leaves `live` when the lag is too large, also while the work itself waits for a server.
@@ -115,6 +186,16 @@ fn show_systemd(status: &Status, stop: &Stop) {
     let lag = status.lag_seconds.map_or(String::new(), |lag| format!(", lag {lag:.1} s"));
     let text = match (&status.reason, status.state) {
         (Some(reason), State::Halted) => format!("halted: {reason}"),
+        (_, State::CuttingOver) => {
+            let cutover = status.cutover.as_ref();
+            let step = cutover.map_or("", |cutover| cutover.step.name());
+            let reason = cutover.and_then(|cutover| cutover.reason.as_deref());
+            format!(
+                "cutting-over: {step}{}",
+                reason.map_or(String::new(), |why| format!(", {why}"))
+            )
+        }
+        (_, State::CutOver) => "cut-over: the target has taken over".to_owned(),
         (_, State::Copying) => {
             let copy = status.copy;
             let (done, total) = (copy.documents, copy.documents_total);
@@ -140,6 +221,14 @@ async fn work(
     commands: &mut mpsc::Receiver<Command>,
     stop: &Stop,
 ) -> Result<(), Exit> {
+    if let Err(interrupted) = cutover::after_restart(context, stop).await {
+        match interrupted {
+            Interrupted::Stop => return Ok(()),
+            Interrupted::Exit(exit) => return Err(exit),
+            // The block stays until a person has seen to it; that was said.
+            _ => {}
+        }
+    }
     let phase = context.records.get().phase.after_restart();
     let record = context.records.change(|record| record.phase = phase.clone())?;
     context.board.update(|status| {
@@ -154,12 +243,15 @@ async fn work(
     }
     kept::show(context);
     loop {
+        if matches!(context.records.get().phase, Phase::CutOver { .. }) {
+            return Ok(());
+        }
         let act_stop = stop.child();
         let (interrupted, command) = {
             let mut act = std::pin::pin!(act(context, &act_stop));
             tokio::select! {
                 interrupted = &mut act => (interrupted, None),
-                command = next_command(context, commands) => {
+                command = next_command(context, commands, stop) => {
                     act_stop.request();
                     (act.await, command)
                 }
@@ -183,16 +275,23 @@ async fn work(
 async fn next_command(
     context: &Context,
     commands: &mut mpsc::Receiver<Command>,
+    stop: &Stop,
 ) -> Option<Command> {
     loop {
         let command = match commands.recv().await {
             Some(command) => command,
             None => std::future::pending().await,
         };
-        match commands::check(context, &command.wish) {
-            Ok(()) => return Some(command),
-            Err(refusal) => commands::answer(command.reply, Err(refusal)),
-        }
+        let answer = match (commands::check(context, &command.wish), &command.wish) {
+            (Err(refusal), _) => Err(refusal),
+            // It goes on beside the act that is under way.
+            (Ok(()), Wish::Cutover(options)) if !options.source_lost => {
+                cutover::begin(context, options.clone(), stop)
+            }
+            (Ok(()), Wish::AbortCutover) => cutover::abort(context),
+            (Ok(()), _) => return Some(command),
+        };
+        commands::answer(command.reply, answer);
     }
 }
 
@@ -202,6 +301,15 @@ async fn after(
     mut interrupted: Interrupted,
     stop: &Stop,
 ) -> Option<Result<(), Exit>> {
+    let ends_cutover = match &interrupted {
+        Interrupted::Stop => stop.is_requested(),
+        Interrupted::Again => false,
+        _ => true,
+    };
+    if ends_cutover {
+        // Undone, if it is not decided, before anything else is done about it.
+        context.cutover.end().await;
+    }
     loop {
         let next = match interrupted {
             Interrupted::Stop => return stop.is_requested().then_some(Ok(())),
@@ -236,7 +344,8 @@ async fn everything_anew(context: &Context, reason: &str, stop: &Stop) -> Result
 async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
     let phase = context.records.get().phase;
     let certain = match phase {
-        Phase::Halted { .. } => Ok(()),
+        // The last act sees to the target by itself: the source may be gone.
+        Phase::Halted { .. } | Phase::CuttingOver { decided: true, .. } => Ok(()),
         Phase::Paused { .. } => identity::verify_source(context, stop).await,
         _ => make_sure(context, stop).await,
     };
@@ -257,13 +366,21 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
             }
             Err(interrupted) => interrupted,
         }),
-        Phase::CatchingUp { .. } | Phase::Live { .. } => Some(match prepare(context, stop).await {
-            Ok(feed) => match Follower::new(context.clone()) {
-                Ok(follower) => Box::pin(follower.run(feed, stop)).await,
-                Err(interrupted) => interrupted,
-            },
+        Phase::CuttingOver { decided: true, .. } => Some(match take_over(context, stop).await {
+            Ok(()) => Interrupted::Again,
             Err(interrupted) => interrupted,
         }),
+        // There is nothing left to be done.
+        Phase::CutOver { .. } => Some(Interrupted::Again),
+        Phase::CatchingUp { .. } | Phase::Live { .. } | Phase::CuttingOver { .. } => {
+            Some(match prepare(context, stop).await {
+                Ok(feed) => match Follower::new(context.clone()) {
+                    Ok(follower) => Box::pin(follower.run(feed, stop)).await,
+                    Err(interrupted) => interrupted,
+                },
+                Err(interrupted) => interrupted,
+            })
+        }
     }
 }
 
@@ -272,6 +389,13 @@ async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
 async fn make_sure(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     identity::verify(context, stop).await?;
     context.clear_cut_short(stop).await
+}
+
+/// The last act. The source is not asked any more: it may be gone.
+async fn take_over(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    context.clear_cut_short(stop).await?;
+    identity::verify_target(context, stop).await?;
+    cutover::finish(context, stop).await
 }
 
 /// What has to be in order before the replay goes on.

@@ -73,6 +73,7 @@ impl Track {
             store: context.catalogue.clone(),
             selection: context.config.sync.selection.clone(),
             workers: context.tuning.get().replay_workers,
+            noted: context.noted.clone(),
         };
         let builder = WindowBuilder::new(context.config.sync.selection.clone(), resume);
         Ok(Self {

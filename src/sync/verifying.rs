@@ -112,6 +112,14 @@ pub struct Asked {
     desk: Desk,
 }
 
+impl Asked {
+    /// By this desk.
+    #[must_use]
+    pub fn new(desk: Desk) -> Self {
+        Self { desk }
+    }
+}
+
 impl Moments for Asked {
     async fn next(&self, floor: Floor) -> Result<Moment, NoMoment> {
         let asking = async {

@@ -8,7 +8,7 @@ use bson::{Document, Uuid, doc};
 
 use super::builds::Builds;
 use super::deadline::Deadline;
-use super::held_back::{NEVER_EXPIRES, NEVER_EXPIRES_BEFORE_6, create_command, index_to_build};
+use super::held_back::{create_command, index_to_build, never_expires};
 use super::inflight;
 use super::statements::Place;
 use crate::mongo::{Deployment, Error, Listed, Version, listing, run};
@@ -54,8 +54,7 @@ impl Definer {
     ) -> Self {
         // collectionUUID came with 6.0.
         let checks_uuid = version >= Version(6, 0, 0);
-        let never_expires =
-            if version >= Version(6, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_6 };
+        let never_expires = never_expires(version);
         let (commands, builds) = (Arc::default(), Builds::default());
         Self {
             deployment,

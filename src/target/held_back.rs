@@ -3,13 +3,20 @@
 
 use bson::{Document, doc};
 
+use crate::mongo::Version;
 use crate::namespace::Namespace;
 
 /// The largest `expireAfterSeconds`: an index that never deletes. Held back until cutover, because the target's own TTL
 /// monitor would delete a document that the source is about to refresh.
-pub(super) const NEVER_EXPIRES: i32 = i32::MAX;
+const NEVER_EXPIRES: i32 = i32::MAX;
 /// The same for servers that refuse more seconds than have passed since 1970. It deletes what was due in 1972.
-pub(super) const NEVER_EXPIRES_BEFORE_6: i32 = 1_700_000_000;
+const NEVER_EXPIRES_BEFORE_6: i32 = 1_700_000_000;
+
+/// The `expireAfterSeconds` of an index that deletes nothing, on a server of this version.
+#[must_use]
+pub fn never_expires(version: Version) -> i32 {
+    if version >= Version(6, 0, 0) { NEVER_EXPIRES } else { NEVER_EXPIRES_BEFORE_6 }
+}
 
 /// What a capped collection holds on the target until cutover: more than any may hold. Its documents go when the oplog
 /// says so. By itself the target would evict some of them too early: a window is folded, so documents that grow in it

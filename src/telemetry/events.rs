@@ -10,7 +10,9 @@ use tracing::{error, info, warn};
 use super::kinds;
 use crate::exit::Exit;
 use crate::mongo::Side;
-use crate::status::{CollectionDelta, CopyProgress, DatabaseDelta, State, VerifiedRound, WallTime};
+use crate::status::{
+    CollectionDelta, CopyProgress, CutoverStep, DatabaseDelta, State, VerifiedRound, WallTime,
+};
 
 /// The target of delta lines; as text they are printed bare.
 pub const DELTA_TARGET: &str = "snapsync::delta";
@@ -228,6 +230,16 @@ pub fn verified(round: &VerifiedRound) {
         unproven,
         "verified all collections: {equal} equal, {different} different, {unproven} not proved"
     );
+}
+
+/// Something happened in a cutover.
+pub fn cutover(step: CutoverStep, text: &str) {
+    info!(message_id = kinds::CUTOVER, step = step.name(), "cutover: {text}");
+}
+
+/// A cutover was given up; the migration goes on.
+pub fn cutover_given_up(reason: &str) {
+    warn!(message_id = kinds::CUTOVER_GIVEN_UP, reason, "the cutover is given up: {reason}");
 }
 
 /// The target has taken over; nothing is written to it any more.

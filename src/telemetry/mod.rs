@@ -13,4 +13,4 @@ mod render;
 
 pub use delta_log::DeltaLog;
 pub use logging::{LogHandle, LoggingError};
-pub(crate) use render::one_line;
+pub(crate) use render::{one_line, without_credentials};

@@ -72,6 +72,18 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
+/// Hides, in each line, everything between the scheme of the first URI and the last @: no user or host name is needed
+/// to find out what was meant, and what is hidden too much does no harm.
+pub(crate) fn without_credentials(text: &str) -> String {
+    let hide = |line: &str| match (line.find("://"), line.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}://***{}", &line[..scheme], &line[at..])
+        }
+        _ => line.to_owned(),
+    };
+    text.split_inclusive('\n').map(hide).collect()
+}
+
 /// A text in which nothing can end the line or move the cursor of a terminal: control characters are written out, such
 /// as `\n`. Names of collections may hold any of them.
 pub(crate) fn one_line(text: &str) -> String {
@@ -87,4 +99,18 @@ pub(crate) fn one_line(text: &str) -> String {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_quoted_arguments_are_hidden() {
+        let text = "error: unexpected argument 'mongodb://u:a b://c@d@h/' found\n\nUsage: snapsync <X@Y>\n";
+        let hidden =
+            "error: unexpected argument 'mongodb://***@h/' found\n\nUsage: snapsync <X@Y>\n";
+        assert_eq!(without_credentials(text), hidden);
+        assert_eq!(without_credentials("a@b mongodb://h\n"), "a@b mongodb://h\n");
+    }
 }

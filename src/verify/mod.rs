@@ -10,6 +10,7 @@
 //! copied again.
 
 mod align;
+pub mod changed;
 mod collection;
 mod listed;
 pub mod moment;

@@ -12,6 +12,7 @@
 mod cases;
 mod control;
 mod copying;
+mod cutover;
 mod definitions;
 mod documents;
 mod fencing;

@@ -8,7 +8,7 @@ mod meddling;
 mod operators;
 mod selections;
 mod servers;
-mod steps;
+pub(crate) mod steps;
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! Counting a collection exactly on both sides at one optime.
 
-use bson::{Timestamp, Uuid, doc};
+use bson::{Document, Timestamp, Uuid, doc};
 
 use crate::catalogue::Collection;
-use crate::mongo::{Deployment, Error, SnapshotReader, bson_count, listing};
+use crate::mongo::{Deployment, Error, SnapshotReader, bson_count, cursor_documents, listing};
 use crate::namespace::Namespace;
 use crate::position::{Cut, Ts};
 
@@ -66,15 +66,28 @@ impl Counters {
     }
 }
 
-async fn count_at(reader: &mut SnapshotReader, name: &Namespace, at: Ts) -> Result<u64, Error> {
-    let command = doc! {
+const COUNT: &str = "count documents exactly";
+
+fn counting(name: &Namespace) -> Document {
+    doc! {
         "aggregate": &name.collection,
         "pipeline": [{ "$group": { "_id": null, "n": { "$sum": 1 } } }],
         "cursor": {},
-    };
+    }
+}
+
+/// Counts documents as of now.
+///
+/// # Errors
+/// The call failed.
+pub async fn count_now(side: &Deployment, name: &Namespace) -> Result<u64, Error> {
+    let found = cursor_documents(side, &name.database, COUNT, counting(name)).await?;
+    let found = found.first().and_then(|count| Document::try_from(count.as_ref()).ok());
+    Ok(found.map_or(0, |count| bson_count(&count, "n")))
+}
+
+async fn count_at(reader: &mut SnapshotReader, name: &Namespace, at: Ts) -> Result<u64, Error> {
     // An empty collection gives no group.
-    let found = reader
-        .first(&name.database, "count documents exactly", command, Timestamp::from(at))
-        .await?;
+    let found = reader.first(&name.database, COUNT, counting(name), Timestamp::from(at)).await?;
     Ok(found.map_or(0, |count| bson_count(&count, "n")))
 }

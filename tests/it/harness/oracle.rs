@@ -105,6 +105,12 @@ impl<'a> Comparison<'a> {
         self
     }
 
+    /// Numbers among options may be of other types, as commands that change options state them.
+    pub fn restated(mut self) -> Self {
+        self.other_version = true;
+        self
+    }
+
     /// Waits up to `timeout` for equality.
     ///
     /// # Panics

@@ -14,25 +14,30 @@ use crate::harness::{
 const HELD_MS: i32 = 20_000;
 
 /// Lets that many commands of this name pass, and holds the ones after.
-pub(super) async fn hold(target: &ReplicaSet, command: &str, pass: i32) -> i64 {
+pub(crate) async fn hold(target: &ReplicaSet, command: &str, pass: i32) -> i64 {
+    hold_for(target, command, pass, HELD_MS).await
+}
+
+/// As [`hold`], for so long at the most.
+pub(crate) async fn hold_for(target: &ReplicaSet, command: &str, pass: i32, ms: i32) -> i64 {
     let mode = if pass == 0 {
         doc! {"times": 1}
     } else {
         doc! {"skip": pass}
     };
-    let hold = doc! {"failCommands": [command], "blockConnection": true, "blockTimeMS": HELD_MS};
+    let hold = doc! {"failCommands": [command], "blockConnection": true, "blockTimeMS": ms};
     let point = doc! {"configureFailPoint": "failCommand", "mode": mode, "data": hold};
     target.admin(point).await.get_i32("count").unwrap().into()
 }
 
-pub(super) async fn wait_held(target: &ReplicaSet, before: i64) {
+pub(crate) async fn wait_held(target: &ReplicaSet, before: i64) {
     let wait = doc! {
         "waitForFailPoint": "failCommand", "timesEntered": before + 1, "maxTimeMS": 120_000,
     };
     target.admin(wait).await;
 }
 
-pub(super) async fn let_go(target: &ReplicaSet) {
+pub(crate) async fn let_go(target: &ReplicaSet) {
     target.admin(doc! {"configureFailPoint": "failCommand", "mode": "off"}).await;
 }
 

@@ -1,0 +1,305 @@
+//! What the replay changes, noted while somebody wants to compare just that later: `_id`s on disk, in bounded space.
+//! Where they are too many, or a definition changed, whole collections are noted instead. Nothing of it has to survive
+//! a crash.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bson::{RawDocumentBuf, Uuid};
+use twox_hash::XxHash3_128;
+
+use super::plan::{CollectionChange, Definition, Stage};
+
+/// Bytes of `_id`s on disk at the most.
+pub const BYTES_MAX: u64 = 256 << 20;
+/// `_id`s that are remembered, so that one that changes again and again is noted once. A hash: nobody chooses `_id`s so
+/// that they collide.
+const REMEMBERED_MAX: usize = 100_000;
+
+/// Notes, as long as it is asked to. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Noted {
+    notes: Arc<Mutex<Option<Notes>>>,
+}
+
+#[derive(Debug)]
+struct Notes {
+    folder: PathBuf,
+    /// Counts the files.
+    number: u64,
+    file: Option<BufWriter<File>>,
+    bytes: u64,
+    bytes_max: u64,
+    remembered: HashSet<u128>,
+    whole: BTreeSet<Uuid>,
+    /// `_id`s noted of each collection.
+    counts: BTreeMap<Uuid, u64>,
+    /// The disk failed: anything may have changed.
+    is_lost: bool,
+}
+
+/// What was changed since it was asked for the last time.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Collections, by their UUID on the source, that have to be compared whole.
+    pub whole: BTreeSet<Uuid>,
+    /// Everything has to be.
+    pub everything: bool,
+    /// Single documents.
+    pub documents: Option<Documents>,
+}
+
+impl Noted {
+    fn notes(&self) -> MutexGuard<'_, Option<Notes>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to note, in a folder of its own.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn start(&self, folder: &Path, bytes_max: u64) -> io::Result<()> {
+        self.stop();
+        // What an earlier run left means nothing.
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::create_dir_all(folder)?,
+        }
+        let mut notes = Notes {
+            folder: folder.to_owned(),
+            number: 0,
+            file: None,
+            bytes: 0,
+            bytes_max,
+            remembered: HashSet::new(),
+            whole: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            is_lost: false,
+        };
+        notes.next_file()?;
+        *self.notes() = Some(notes);
+        Ok(())
+    }
+
+    /// Ends, and removes what was noted.
+    pub fn stop(&self) {
+        if let Some(notes) = self.notes().take()
+            && let Err(error) = std::fs::remove_dir_all(&notes.folder)
+        {
+            tracing::debug!("{}: {error}", notes.folder.display());
+        }
+    }
+
+    /// Takes away what was noted so far; noting goes on.
+    #[must_use]
+    pub fn take(&self) -> Changed {
+        let mut notes = self.notes();
+        match notes.as_mut() {
+            Some(notes) => notes.take(),
+            None => Changed { everything: true, ..Changed::default() },
+        }
+    }
+
+    /// Takes away the collections that have to be compared whole, and whether everything has to be; single documents
+    /// stay noted.
+    #[must_use]
+    pub fn whole(&self) -> (BTreeSet<Uuid>, bool) {
+        match self.notes().as_mut() {
+            Some(notes) => (std::mem::take(&mut notes.whole), notes.is_lost),
+            None => (BTreeSet::new(), true),
+        }
+    }
+
+    /// These documents are about to be changed.
+    pub(super) fn stage(&self, stage: &Stage) {
+        if let Some(notes) = self.notes().as_mut() {
+            for (uuid, changes) in &stage.collections {
+                for id in changes.ids() {
+                    notes.note(*uuid, &id);
+                }
+            }
+        }
+    }
+
+    /// This is about to be defined.
+    pub(super) fn definition(&self, definition: &Definition) {
+        if let Some(notes) = self.notes().as_mut()
+            && let Definition::Collection { uuid, change } = definition
+            && !matches!(change, CollectionChange::Drop)
+        {
+            notes.whole(*uuid);
+        }
+    }
+}
+
+impl Notes {
+    fn next_file(&mut self) -> io::Result<()> {
+        self.number += 1;
+        let file = File::create(self.folder.join(self.number.to_string()))?;
+        self.file = Some(BufWriter::new(file));
+        self.bytes = 0;
+        self.remembered.clear();
+        self.counts.clear();
+        Ok(())
+    }
+
+    fn whole(&mut self, uuid: Uuid) {
+        self.whole.insert(uuid);
+        self.counts.remove(&uuid);
+    }
+
+    fn note(&mut self, uuid: Uuid, id: &RawDocumentBuf) {
+        if self.is_lost || self.whole.contains(&uuid) {
+            return;
+        }
+        let bytes = id.as_bytes();
+        let mut key = Vec::with_capacity(16 + bytes.len());
+        key.extend_from_slice(&uuid.bytes());
+        key.extend_from_slice(bytes);
+        if self.remembered.len() >= REMEMBERED_MAX {
+            self.remembered.clear();
+        }
+        if !self.remembered.insert(XxHash3_128::oneshot(&key)) {
+            return;
+        }
+        if self.bytes + key.len() as u64 > self.bytes_max {
+            return self.make_room(uuid);
+        }
+        self.bytes += key.len() as u64;
+        *self.counts.entry(uuid).or_default() += 1;
+        // A BSON document says its own length.
+        let written = self.file.as_mut().map(|file| file.write_all(&key));
+        if !matches!(written, Some(Ok(()))) {
+            self.is_lost = true;
+        }
+    }
+
+    /// The collection that takes the most room is noted whole from now on, and this one.
+    fn make_room(&mut self, uuid: Uuid) {
+        let largest = self.counts.iter().max_by_key(|(_, count)| **count).map(|(uuid, _)| *uuid);
+        largest.into_iter().chain([uuid]).for_each(|uuid| self.whole(uuid));
+    }
+
+    fn take(&mut self) -> Changed {
+        let path = self.folder.join(self.number.to_string());
+        let is_flushed = self.file.as_mut().is_some_and(|file| file.flush().is_ok());
+        let documents = Documents::open(&path).ok().filter(|_| is_flushed && !self.is_lost);
+        let whole = std::mem::take(&mut self.whole);
+        let everything = documents.is_none();
+        // Open, it can be read to its end.
+        let _removed = std::fs::remove_file(path);
+        self.is_lost = self.next_file().is_err();
+        Changed { whole, everything, documents }
+    }
+}
+
+/// Documents that were changed.
+#[derive(Debug)]
+pub struct Documents {
+    reader: BufReader<File>,
+}
+
+impl Documents {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { reader: BufReader::new(File::open(path)?) })
+    }
+
+    /// The next one, by its collection's UUID on the source and `{_id}`; `None` behind the last one.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn next_id(&mut self) -> io::Result<Option<(Uuid, RawDocumentBuf)>> {
+        let mut uuid = [0; 16];
+        match self.reader.read_exact(&mut uuid) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        }
+        let mut length = [0; 4];
+        self.reader.read_exact(&mut length)?;
+        let rest = usize::try_from(i32::from_le_bytes(length)).ok().and_then(|n| n.checked_sub(4));
+        let rest = rest.ok_or(io::ErrorKind::InvalidData)?;
+        let mut bytes = length.to_vec();
+        bytes.resize(4 + rest, 0);
+        self.reader.read_exact(&mut bytes[4..])?;
+        let id = RawDocumentBuf::from_bytes(bytes).map_err(io::Error::other)?;
+        Ok(Some((Uuid::from_bytes(uuid), id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::rawdoc;
+
+    fn start(bytes_max: u64) -> (tempfile::TempDir, Noted) {
+        let folder = tempfile::tempdir().unwrap();
+        let noted = Noted::default();
+        noted.start(&folder.path().join("changed"), bytes_max).unwrap();
+        (folder, noted)
+    }
+
+    fn note(noted: &Noted, uuid: Uuid, id: i32) {
+        noted.notes().as_mut().unwrap().note(uuid, &rawdoc! { "_id": id });
+    }
+
+    fn ids(changed: &mut Changed) -> Vec<(Uuid, i32)> {
+        let documents = changed.documents.as_mut().unwrap();
+        let mut ids = Vec::new();
+        while let Some((uuid, id)) = documents.next_id().unwrap() {
+            ids.push((uuid, id.get_i32("_id").unwrap()));
+        }
+        ids
+    }
+
+    #[test]
+    fn each_change_is_noted_once_until_it_is_taken() {
+        let (_folder, noted) = start(BYTES_MAX);
+        let [a, b] = [Uuid::new(), Uuid::new()];
+        for (uuid, id) in [(a, 1), (b, 1), (a, 1), (a, 2)] {
+            note(&noted, uuid, id);
+        }
+        let mut first = noted.take();
+        note(&noted, a, 1);
+        assert_eq!(ids(&mut first), [(a, 1), (b, 1), (a, 2)]);
+        assert!(first.whole.is_empty() && !first.everything);
+        assert_eq!(ids(&mut noted.take()), [(a, 1)]);
+        noted.stop();
+        assert!(noted.take().everything, "nothing was noted");
+    }
+
+    #[test]
+    fn where_there_is_no_room_whole_collections_are_noted() {
+        let (_folder, noted) = start(1000);
+        let [large, small] = [Uuid::new(), Uuid::new()];
+        note(&noted, small, 1);
+        for id in 0..100 {
+            note(&noted, large, id);
+        }
+        note(&noted, small, 2);
+        let changed = noted.take();
+        assert!(changed.whole.contains(&large) && !changed.everything);
+        note(&noted, large, 7);
+        assert_eq!(ids(&mut noted.take()), [(large, 7)], "there is room again");
+    }
+
+    #[test]
+    fn a_lost_disk_means_everything() {
+        let (_folder, noted) = start(BYTES_MAX);
+        noted.notes().as_mut().unwrap().file = None;
+        note(&noted, Uuid::new(), 1);
+        assert!(noted.take().everything);
+        let whole = Uuid::new();
+        let change = CollectionChange::Empty;
+        noted.definition(&Definition::Collection { uuid: whole, change });
+        noted.definition(&Definition::Collection {
+            uuid: Uuid::new(),
+            change: CollectionChange::Drop,
+        });
+        let changed = noted.take();
+        assert_eq!(changed.whole, BTreeSet::from([whole]));
+        assert!(!changed.everything);
+    }
+}

@@ -1,0 +1,324 @@
+//! The end of a migration: the target takes over.
+//!
+//! Until the decision everything goes on beside the replay, as a task ([`acting`]), and can be given up: the source
+//! takes writes again and the migration follows as before. The decision is one durable write of the record. From there
+//! on there is only forward, over restarts too, as an act of the supervisor ([`finishing`]). Each act has its durable
+//! write before it; [`plan`] says what a start makes of what it finds.
+//!
+//! If this room is wrong, acknowledged writes are left behind on the source, or an application is left without a place
+//! to write to.
+
+mod acting;
+mod finishing;
+mod hooks;
+pub mod plan;
+mod proof;
+mod report;
+mod served;
+mod stopping;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bson::Uuid;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::acting::Cutover;
+use self::plan::AfterRestart;
+use super::context::{Context, Interrupted};
+use super::phase::{Event, Phase};
+use super::record::{Record, RecordStore};
+use super::startup;
+use crate::config::Config;
+use crate::exit::{Code, Exit};
+use crate::http::control::{CutoverOptions, Refusal};
+use crate::mongo::{Deployment, Side};
+use crate::replay::window::ResumePoint;
+use crate::retry::until_reached;
+use crate::source::writes;
+use crate::status::{CutoverOutcome, CutoverStatus, CutoverStep, State, WallTime, WriteBlock};
+use crate::stop::Stop;
+use crate::telemetry::events;
+
+pub use report::text as report_text;
+
+pub(super) use finishing::{finish, held_back, lose_source};
+pub(super) use report::read as read_report;
+pub(super) use served::{is_over, serve, show as show_over};
+
+/// Connections for lifting a block before anything else is known.
+const CONNECTIONS: u32 = 2;
+
+/// Where the replay and a cutover meet. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Handover {
+    inner: Arc<Mutex<Inner>>,
+    /// Whether the replay is to stand still at its next window end.
+    wanted: Arc<watch::Sender<bool>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Where the replay stands still.
+    parked: Option<ResumePoint>,
+    running: Option<Running>,
+    /// Documents that were counted exactly, by the collection's UUID on the source.
+    counted: HashMap<Uuid, u64>,
+}
+
+#[derive(Debug)]
+struct Running {
+    abort: Stop,
+    task: JoinHandle<()>,
+}
+
+impl Handover {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the replay is to stand still at this window end.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.wanted.borrow()
+    }
+
+    /// Waits until the replay is to stand still.
+    pub(super) async fn wanted(&self) {
+        let mut wanted = self.wanted.subscribe();
+        if wanted.wait_for(|wanted| *wanted).await.is_err() {
+            // Nobody can want it any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The replay stands still here, with everything acknowledged, until it is not wanted any more.
+    pub(super) fn parked(&self, at: ResumePoint) {
+        let mut inner = self.inner();
+        inner.parked = Some(at).filter(|_| self.is_wanted());
+    }
+
+    /// A replay begins: nothing stands still.
+    pub(super) fn begins(&self) {
+        self.inner().parked = None;
+    }
+
+    fn want(&self, wanted: bool) {
+        let mut inner = self.inner();
+        inner.parked = None;
+        self.wanted.send_replace(wanted);
+    }
+
+    fn stands_at(&self) -> Option<ResumePoint> {
+        self.inner().parked
+    }
+
+    fn is_running(&self) -> bool {
+        self.inner().running.as_ref().is_some_and(|running| !running.task.is_finished())
+    }
+
+    fn has_counted(&self, counted: HashMap<Uuid, u64>) {
+        self.inner().counted = counted;
+    }
+
+    fn counted(&self, uuid: &Uuid) -> Option<u64> {
+        self.inner().counted.get(uuid).copied()
+    }
+
+    /// Ends the cutover that is under way, if it is not decided, and waits until everything is undone.
+    pub(super) async fn end(&self) {
+        let running = self.inner().running.take();
+        if let Some(Running { abort, task }) = running {
+            abort.request();
+            if let Err(panic) = task.await {
+                tracing::error!("internal error: {panic}");
+            }
+        }
+    }
+}
+
+/// Whether a migration may be cut over now.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check(context: &Context, options: &CutoverOptions) -> Result<(), Refusal> {
+    let state = context.board.state();
+    if context.cutover.is_running() {
+        return Err(Refusal::wrong_state("a cutover is under way already"));
+    }
+    match (state, options.source_lost) {
+        (State::Live, false) | (State::Live | State::CatchingUp, true) => Ok(()),
+        (_, false) => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
+        (_, true) => Err(Refusal::wrong_state(format!(
+            "cannot cut over: the state is {state}; what was read must have been applied"
+        ))),
+    }
+}
+
+/// Begins a cutover, which goes on beside the replay.
+///
+/// # Errors
+/// It makes no sense now.
+pub(super) fn begin(
+    context: &Context,
+    options: CutoverOptions,
+    stop: &Stop,
+) -> Result<(), Refusal> {
+    check(context, &options)?;
+    let began = WallTime::now();
+    let status = CutoverStatus::begun(began, options.verify, options.dry_run);
+    context.board.update(|board| board.cutover = Some(status));
+    let abort = stop.child();
+    let cutover = Cutover::new(context.clone(), options, began, abort.clone(), stop.clone());
+    // On a thread of its own: what compares both sides borrows in ways that no task may be moved with.
+    let runtime = tokio::runtime::Handle::current();
+    let task = tokio::task::spawn_blocking(move || runtime.block_on(cutover.run()));
+    context.cutover.inner().running = Some(Running { abort, task });
+    Ok(())
+}
+
+/// Gives up the cutover that is under way.
+///
+/// # Errors
+/// There is none, or it is too late.
+pub(super) fn abort(context: &Context) -> Result<(), Refusal> {
+    if is_decided(&context.records.get()) {
+        return Err(Refusal::wrong_state("the cutover is decided: there is no way back"));
+    }
+    let inner = context.cutover.inner();
+    match &inner.running {
+        Some(running) if !running.task.is_finished() => {
+            running.abort.request();
+            Ok(())
+        }
+        _ => Err(Refusal::wrong_state("no cutover is under way")),
+    }
+}
+
+/// Whether the point of no return lies behind.
+pub(super) fn is_decided(record: &Record) -> bool {
+    record.cutover.as_ref().is_some_and(|cutover| cutover.decided.is_some())
+}
+
+/// Shows what happened, in the status and in the log.
+fn note(context: &Context, text: &str) {
+    let mut step = CutoverStep::Gating;
+    context.board.update(|status| {
+        if let Some(cutover) = &mut status.cutover {
+            cutover.note(text);
+            step = cutover.step;
+        }
+    });
+    events::cutover(step, text);
+}
+
+fn show(context: &Context, change: impl FnOnce(&mut CutoverStatus)) {
+    context.board.update(|status| {
+        if let Some(cutover) = &mut status.cutover {
+            change(cutover);
+        }
+    });
+}
+
+/// Shows a cutover that ended without the target taking over.
+fn show_given_up(context: &Context, outcome: CutoverOutcome, reason: &str) {
+    show(context, |cutover| {
+        cutover.note(format!("given up: {reason}"));
+        (cutover.step, cutover.outcome) = (CutoverStep::Done, Some(outcome));
+        cutover.reason = Some(reason.to_owned());
+        cutover.blocked = false;
+    });
+    events::cutover_given_up(reason);
+}
+
+/// Lifts a block of ours on the source. How to do it by hand is said if that cannot be done.
+async fn lift(source: &Deployment, stop: &Stop) -> Result<(), Interrupted> {
+    let lifted = until_reached(source.side, stop, || writes::lift_block(source)).await;
+    if lifted.is_err() {
+        tracing::error!(
+            "the write block on the source could not be lifted; the next start tries again; by hand: {}",
+            writes::LIFT_BY_HAND
+        );
+    }
+    Ok(lifted?)
+}
+
+/// Lets applications write to the source again, before anything else of a start: what follows may take long, or fail.
+///
+/// # Errors
+/// The source is not reached, or the disk.
+pub(super) async fn lift_left_over(config: &Config) -> Result<(), Exit> {
+    let directory = &config.state.directory;
+    let Some(mut record) = RecordStore::find(directory)? else { return Ok(()) };
+    let Some(cutover) = &mut record.cutover else { return Ok(()) };
+    if cutover.after_restart() != AfterRestart::Lifts {
+        return Ok(());
+    }
+    let source = startup::connect(config, Side::Source, "snapsync cutover", CONNECTIONS).await?;
+    writes::lift_block(&source).await.map_err(|error| {
+        let exit = Exit::at_start(&error);
+        let by_hand = writes::LIFT_BY_HAND;
+        Exit {
+            message: format!("{}; writes to it may be blocked: {by_hand}", exit.message),
+            ..exit
+        }
+    })?;
+    tracing::warn!("a cutover was cut short: the write block on the source is lifted");
+    cutover.block = WriteBlock::None;
+    RecordStore::create(directory, record)?;
+    Ok(())
+}
+
+/// Puts a start in order: what was not decided is undone.
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) async fn after_restart(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    let record = context.records.get();
+    let Some(cutover) = &record.cutover else { return Ok(()) };
+    let began = WallTime::from_ms(cutover.began_ms);
+    let mut status = CutoverStatus::begun(began, cutover.verify, false);
+    let after = cutover.after_restart();
+    if after == AfterRestart::GoesOn {
+        (status.step, status.blocked) = (CutoverStep::Restoring, cutover.block == WriteBlock::Ours);
+        context.board.update(|board| board.cutover = Some(status));
+        return Ok(());
+    }
+    context.board.update(|board| board.cutover = Some(status));
+    // Taken from the mirror, it has not been seen to yet.
+    if after == AfterRestart::Lifts {
+        lift(&context.source, stop).await?;
+    }
+    context.records.change(|record| record.cutover = None)?;
+    show_given_up(context, CutoverOutcome::Aborted, "the daemon was restarted");
+    Ok(())
+}
+
+/// Undoes everything, if it is not decided: the source takes writes, the replay goes on.
+async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
+    context.cutover.want(false);
+    let record = context.records.get();
+    let Some(cutover) = &record.cutover else { return Ok(()) };
+    if cutover.block == WriteBlock::Ours
+        && let Err(interrupted) = lift(&context.source, within).await
+    {
+        match interrupted {
+            // The next start lifts it.
+            Interrupted::Stop => return Err(interrupted),
+            // It was said how to do so by hand; there is no use in trying again.
+            _ => note(context, &format!("the block may stand still: {}", writes::LIFT_BY_HAND)),
+        }
+    }
+    // Halted meanwhile, it stays so.
+    if matches!(record.phase, Phase::CuttingOver { .. }) {
+        context.happen_with(Event::CutoverGivenUp, |record| record.cutover = None)?;
+    } else {
+        context.records.change(|record| record.cutover = None)?;
+    }
+    Ok(())
+}
+
+/// The end of a daemon whose state cannot be kept.
+fn failed(text: impl std::fmt::Display) -> Interrupted {
+    Interrupted::Exit(Exit::new(Code::Internal, text.to_string()))
+}

@@ -1,0 +1,317 @@
+//! Comparing both sides for a cutover: all of it before writes stop, and after that only what has changed meanwhile, so
+//! that the time without writes does not grow with the data.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{RawDocumentBuf, Uuid};
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::Semaphore;
+
+use super::acting::{Cutover, Failed};
+use super::plan::named;
+use crate::catalogue::Collection;
+use crate::copy::Pace;
+use crate::mongo::Error;
+use crate::position::{Cut, Ts};
+use crate::replay::noted::{self, Changed};
+use crate::retry::Stopped;
+use crate::status::{Proof, VerifyDepth};
+use crate::sync::divergence::exact::{Counters, count_now};
+use crate::sync::verifying::Asked;
+use crate::verify::changed::Again;
+use crate::verify::{Outcome, Report, Verifier, VerifyError, verify};
+
+/// Where `_id`s are noted, in the state directory.
+pub(in crate::sync) const FOLDER: &str = "cutover";
+/// Runs that are read at once.
+const WORKERS_MAX: usize = 4;
+/// Documents that are compared again in one go.
+const AGAIN_AT_ONCE: usize = 1000;
+/// How often a collection is counted that cannot be counted at an optime.
+const COUNTS_MAX: u32 = 5;
+/// How often it is said how far the comparison has come.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// What was compared, and counted.
+#[derive(Debug, Default)]
+pub(super) struct Proven {
+    pub(super) proof: Proof,
+    pub(super) counted: HashMap<Uuid, u64>,
+    /// How often anything had been copied again when everything was compared.
+    resyncs: u64,
+}
+
+fn verifier(cutover: &Cutover) -> Verifier<Asked> {
+    let context = &cutover.context;
+    let workers = context.config.copy_workers().clamp(1, WORKERS_MAX);
+    Verifier {
+        source: context.source.clone(),
+        target: context.target.clone(),
+        moments: Arc::new(Asked::new(context.desk.clone())),
+        pace: Arc::new(Pace::new(0)),
+        workers: Arc::new(Semaphore::new(workers)),
+        sample: 1.0,
+        progress: Arc::default(),
+        stop: cutover.abort.clone(),
+    }
+}
+
+impl From<VerifyError> for Failed {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Unknown(name) => Self::GivenUp(format!("{name} is not known")),
+            VerifyError::Stopped(stopped) => stopped.into(),
+        }
+    }
+}
+
+/// Compares everything while writes go on, and notes what the replay changes from now on.
+///
+/// # Errors
+/// Something differs, or could not be proved to be equal.
+pub(super) async fn before(cutover: &Cutover) -> Result<Proven, Failed> {
+    let mut proven = Proven::default();
+    if cutover.options.verify != VerifyDepth::Full {
+        return Ok(proven);
+    }
+    let folder = cutover.context.config.state.directory.join(FOLDER);
+    let noted = &cutover.context.noted;
+    tokio::task::block_in_place(|| noted.start(&folder, noted::BYTES_MAX))
+        .map_err(|error| Failed::GivenUp(format!("{}: {error}", folder.display())))?;
+    proven.resyncs = cutover.context.catalogue.read().repair.resyncs;
+    cutover.note("comparing contents while writes go on");
+    let report = everything(cutover).await?;
+    proven.proof.collections = report.collections.len() as u64;
+    proven.proof.documents = report.documents;
+    cutover.note(&format!(
+        "contents are equal: {} collections, {} documents, {:.1} s",
+        report.collections.len(),
+        report.documents,
+        report.seconds
+    ));
+    Ok(proven)
+}
+
+async fn everything(cutover: &Cutover) -> Result<Report, Failed> {
+    let verifier = verifier(cutover);
+    let progress = verifier.progress.clone();
+    let telling = async {
+        let mut ticks = tokio::time::interval(SHOW_EVERY);
+        let mut told = tokio::time::Instant::now();
+        loop {
+            ticks.tick().await;
+            let (documents, _) = progress.read();
+            let text = format!("comparing contents: {documents} documents so far");
+            if told.elapsed() >= TELL_EVERY {
+                told = tokio::time::Instant::now();
+                cutover.note(&text);
+            }
+            cutover.wait_for(text);
+        }
+    };
+    let selection = &cutover.context.config.sync.selection;
+    let report = tokio::select! {
+        report = verify(&verifier, selection, &[]) => report?,
+        () = telling => return Err(Failed::Stop),
+    };
+    let mut again = Again::default();
+    for found in &report.collections {
+        match (found.outcome, found.what_differs()) {
+            (Outcome::Different, Some(what)) => {
+                again.different.push(format!("{}: {what}", found.collection));
+            }
+            (Outcome::Unproven, _) => {
+                again.unproven.push(format!("{}: {}", found.collection, found.unproven.join("; ")));
+            }
+            _ => {}
+        }
+    }
+    again.different.extend(report.views.iter().cloned());
+    let only = report.only_on_target.iter();
+    again.different.extend(only.map(|name| format!("{name} is only on the target")));
+    again.unproven.extend(report.unproven.iter().cloned());
+    judge(again)?;
+    Ok(report)
+}
+
+fn judge(again: Again) -> Result<(), Failed> {
+    if !again.different.is_empty() {
+        return Err(Failed::Different(again.different));
+    }
+    if again.unproven.is_empty() {
+        return Ok(());
+    }
+    Err(Failed::GivenUp(format!("not proved to be equal: {}", named(&again.unproven))))
+}
+
+/// Compares what has to be compared now that nothing is written any more. Returns how many operations had been applied
+/// by then: if there are more later, something has changed since.
+///
+/// # Errors
+/// Something differs, or could not be proved to be equal.
+pub(super) async fn after(cutover: &Cutover, proven: &mut Proven) -> Result<u64, Failed> {
+    let applied = || cutover.context.records.get().totals.entries_applied;
+    let counted = match cutover.options.verify {
+        VerifyDepth::None => applied(),
+        depth => {
+            if depth == VerifyDepth::Full {
+                definitions(cutover, proven).await?;
+            }
+            // As long as the replay stands still it tells at once where both sides are the same.
+            let at = cutover.stand_still().await?.applied.ts;
+            let counted = applied();
+            match depth {
+                VerifyDepth::Full => contents(cutover, proven, at).await?,
+                _ => counts(cutover, proven).await?,
+            }
+            counted
+        }
+    };
+    cutover.context.cutover.want(false);
+    Ok(counted)
+}
+
+/// Compares all definitions, and whole collections where a definition has changed meanwhile.
+async fn definitions(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
+    let context = &cutover.context;
+    let verifier = verifier(cutover);
+    let catalogue = context.catalogue.read().clone();
+    let selection = &context.config.sync.selection;
+    judge(verifier.definitions_again(&catalogue, selection).await?)?;
+    loop {
+        let (whole, everything) = context.noted.whole();
+        // What was copied again since was never compared.
+        if everything || catalogue.repair.resyncs != proven.resyncs {
+            cutover.note("what has changed is not known: comparing everything again");
+            tokio::task::block_in_place(|| context.noted.take());
+            let report = self::everything(cutover).await?;
+            proven.proof.documents_after += report.documents;
+            proven.resyncs = catalogue.repair.resyncs;
+            continue;
+        }
+        if whole.is_empty() {
+            return Ok(());
+        }
+        for uuid in whole {
+            let found = context.catalogue.read().collections.get(&uuid).cloned();
+            // Dropped meanwhile, there is nothing to compare.
+            if let Some(collection) = found {
+                judge(verifier.whole_again(uuid, &collection).await?)?;
+                cutover.note(&format!("equal: {} whole", collection.source));
+            }
+        }
+        proven.proof.documents_after += verifier.progress.read().0;
+    }
+}
+
+/// Compares the documents that have changed; the replay stands still at `at`.
+async fn contents(cutover: &Cutover, proven: &mut Proven, at: Ts) -> Result<(), Failed> {
+    let context = &cutover.context;
+    let Changed { whole, everything, documents } =
+        tokio::task::block_in_place(|| context.noted.take());
+    let Some(mut documents) = documents.filter(|_| whole.is_empty() && !everything) else {
+        return Err(Failed::GivenUp("definitions on the source change all the time".to_owned()));
+    };
+    let verifier = verifier(cutover);
+    let mut waiting: BTreeMap<Uuid, Vec<RawDocumentBuf>> = BTreeMap::new();
+    let mut count = 0;
+    let mut again = Again::default();
+    loop {
+        let next = tokio::task::block_in_place(|| documents.next_id());
+        let next = next.map_err(|error| Failed::GivenUp(format!("what has changed: {error}")))?;
+        let Some((uuid, id)) = next else { break };
+        count += 1;
+        let ids = waiting.entry(uuid).or_default();
+        ids.push(id);
+        if ids.len() >= AGAIN_AT_ONCE {
+            let ids = std::mem::take(ids);
+            again.extend(compare(cutover, &verifier, uuid, &ids, at).await?);
+        }
+    }
+    for (uuid, ids) in waiting {
+        again.extend(compare(cutover, &verifier, uuid, &ids, at).await?);
+    }
+    judge(again)?;
+    proven.proof.documents_after += count;
+    cutover.note(&format!("equal: all definitions, and {count} documents that had changed"));
+    Ok(())
+}
+
+async fn compare(
+    cutover: &Cutover,
+    verifier: &Verifier<Asked>,
+    uuid: Uuid,
+    ids: &[RawDocumentBuf],
+    at: Ts,
+) -> Result<Again, Failed> {
+    let found = cutover.context.catalogue.read().collections.get(&uuid).cloned();
+    // Dropped meanwhile, there is nothing to compare.
+    let Some(collection) = found else { return Ok(Again::default()) };
+    Ok(verifier.documents_again(uuid, &collection, ids, at).await?)
+}
+
+/// Counts documents exactly on both sides; the replay stands still.
+async fn counts(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
+    let context = &cutover.context;
+    let all: Vec<(Uuid, Collection)> = {
+        let catalogue = context.catalogue.read();
+        catalogue.collections.iter().map(|(uuid, found)| (*uuid, found.clone())).collect()
+    };
+    let asked = context.desk.ask();
+    let cut = asked.await.map_err(|_| Failed::GivenUp("the replay has ended".to_owned()))?;
+    let mut counting = stream::iter(all)
+        .map(async |(uuid, found)| {
+            let counted = count(cutover, uuid, &found, &cut).await;
+            (uuid, found, counted)
+        })
+        .buffer_unordered(WORKERS_MAX);
+    let mut again = Again::default();
+    proven.counted.clear();
+    while let Some((uuid, found, counted)) = counting.next().await {
+        let (source, target) = counted?;
+        if source == target {
+            proven.counted.insert(uuid, target);
+        } else {
+            let name = &found.source;
+            again.different.push(format!("{name}: {source} documents, {target} on the target"));
+        }
+    }
+    judge(again)?;
+    proven.proof.collections = proven.counted.len() as u64;
+    cutover
+        .note(&format!("numbers of documents are equal in {} collections", proven.counted.len()));
+    Ok(())
+}
+
+async fn count(
+    cutover: &Cutover,
+    uuid: Uuid,
+    found: &Collection,
+    cut: &Cut,
+) -> Result<(u64, u64), Failed> {
+    let context = &cutover.context;
+    let mut counters = Counters::new(&context.source, &context.target);
+    match counters.count(uuid, found, cut).await {
+        Ok(Some(exact)) => return Ok((exact.source, exact.target)),
+        Ok(None) => {
+            return Err(Failed::GivenUp(format!("{} was renamed or dropped", found.source)));
+        }
+        // No history is kept of it, or not for long enough: nothing should be written any more.
+        Err(error) if error.code().is_some() => {}
+        Err(error) => return Err(Failed::from(Stopped::<Error>::Failed(error))),
+    }
+    let failed = |error: Error| Failed::GivenUp(error.to_string());
+    let mut counted = (0, 1);
+    for _ in 0..COUNTS_MAX {
+        let source = count_now(&context.source, &found.source).await.map_err(failed)?;
+        counted = (source, count_now(&context.target, &found.target).await.map_err(failed)?);
+        if counted.0 == counted.1 {
+            break;
+        }
+        cutover.abort.sleep(SHOW_EVERY).await?;
+    }
+    Ok(counted)
+}
