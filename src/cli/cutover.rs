@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{block_on, control_socket, fail, output, wishes};
-use crate::config::{Inputs, parse_duration};
+use crate::config::{Config, Inputs, parse_duration};
 use crate::exit::{Code, Exit};
 use crate::http::client::{self, ClientError};
+use crate::http::control::CutoverOptions;
 use crate::status::{CutoverOutcome, CutoverStatus, Status, VerifyDepth, WallTime};
-use crate::sync::cutover::report_text;
+use crate::sync::cutover::{lose_source_unattended, report_text};
 use crate::telemetry::one_line;
 
 /// How often the daemon is asked how far it is.
@@ -70,15 +71,15 @@ pub(super) fn run(inputs: &Inputs, options: &Options) -> ExitCode {
         if may_ask && !wishes::confirmed(QUESTION)? {
             return Err(Exit::new(Code::Failed, "nothing was done"));
         }
-        block_on(Box::pin(carry_out(&socket, options)))
+        block_on(Box::pin(carry_out(inputs, &socket, options)))
     });
     let (cutover, code) = match asked {
         Ok(ended) => ended,
         Err(exit) => return fail(&exit),
     };
-    let printed = match (options.json, &cutover.report) {
-        (true, _) => serde_json::to_string(&cutover).map(|json| json + "\n").unwrap_or_default(),
-        (false, Some(report)) => report_text(report),
+    let printed = match (options.json, cutover) {
+        (true, cutover) => json!(cutover).to_string() + "\n",
+        (false, Some(cutover)) => cutover.report.as_ref().map(report_text).unwrap_or_default(),
         (false, None) => String::new(),
     };
     match output::print(&printed) {
@@ -88,11 +89,18 @@ pub(super) fn run(inputs: &Inputs, options: &Options) -> ExitCode {
 }
 
 async fn carry_out(
+    inputs: &Inputs,
     socket: &Path,
     options: &Options,
-) -> Result<(CutoverStatus, Option<Code>), Exit> {
+) -> Result<(Option<CutoverStatus>, Option<Code>), Exit> {
     if options.source_lost {
-        name_the_loss(&status(socket).await.map_err(|error| unanswered(&error))?);
+        match status(socket).await {
+            // It cannot start without the source.
+            Err(ClientError::NoDaemon { .. }) => {
+                return without_daemon(inputs).await.map(|()| (None, None));
+            }
+            found => name_the_loss(&found.map_err(|error| unanswered(&error))?),
+        }
     }
     let answer = client::post(socket, "/cutover", Some(&body(options))).await;
     let answer = answer.map_err(|error| unanswered(&error))?;
@@ -115,21 +123,39 @@ async fn carry_out(
         Some(CutoverOutcome::Ready | CutoverOutcome::CutOver) if !options.abort => None,
         _ => Some(Code::Failed),
     };
-    Ok((ended, code))
+    Ok((Some(ended), code))
+}
+
+/// Decides in the state directory; the daemon, started again, brings it to its end.
+async fn without_daemon(inputs: &Inputs) -> Result<(), Exit> {
+    let config =
+        Config::load(inputs).map_err(|errors| Exit::new(Code::Config, errors.to_string()))?.config;
+    let options = CutoverOptions { source_lost: true, by: user(), ..CutoverOptions::default() };
+    let at = lose_source_unattended(&config, &options).await?;
+    let wall = WallTime::from_ms(at.wall_ms);
+    say(&format!(
+        "decided: the target takes over at {} ({wall}); what came later is lost",
+        at.applied.ts
+    ));
+    say("now start the daemon (systemctl start snapsync): it restores what was held back");
+    Ok(())
+}
+
+fn user() -> Option<String> {
+    std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).ok()
 }
 
 fn body(options: &Options) -> Value {
     if options.abort {
         return json!({ "abort": true });
     }
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).ok();
     json!({
         "block_source_writes": options.block_source_writes,
         "verify": options.verify,
         "timeout": options.timeout,
         "dry_run": options.dry_run,
         "source_lost": options.source_lost,
-        "by": user,
+        "by": user(),
     })
 }
 

@@ -12,7 +12,8 @@ use super::output::{Columns, print};
 use crate::http::client::{self, ClientError};
 use crate::status::bar::{self, span};
 use crate::status::{
-    CollectionDelta, CopyProgress, Deployment, Noted, OplogPlace, Status, VerifyReport, WallTime,
+    CollectionDelta, CopyProgress, CutoverOutcome, CutoverStatus, Deployment, Noted, OplogPlace,
+    Status, VerifyReport, WallTime,
 };
 use crate::telemetry::one_line;
 
@@ -181,6 +182,9 @@ fn facts(status: &Status) -> String {
         ]);
     }
     facts.row(["copy".to_owned(), copy(&status.copy)]);
+    if let Some(last) = &status.cutover {
+        facts.row(["cutover".to_owned(), cutover(last)]);
+    }
     let totals = &status.totals;
     let applied = format!("{} of {} entries read", totals.entries_applied, totals.entries_read);
     facts.row([
@@ -223,6 +227,17 @@ fn noted(status: &Status, list: fn(&VerifyReport) -> &[Noted]) -> String {
         columns.row([&noted.collection, &noted.what, &noted.at.to_string()]);
     }
     columns.render()
+}
+
+fn cutover(cutover: &CutoverStatus) -> String {
+    let reason =
+        cutover.reason.as_deref().map_or(String::new(), |why| format!(": {}", one_line(why)));
+    match cutover.outcome {
+        None => format!("{}{reason}", cutover.step.name()),
+        Some(CutoverOutcome::Ready) => format!("rehearsed at {}", cutover.began),
+        Some(CutoverOutcome::CutOver) => format!("done, begun at {}", cutover.began),
+        Some(CutoverOutcome::Aborted | CutoverOutcome::Different) => format!("given up{reason}"),
+    }
 }
 
 fn unknown() -> String {

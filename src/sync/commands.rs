@@ -87,7 +87,7 @@ pub(super) async fn carry_out(
     }
     if matches!(wish, Wish::Pause | Wish::Resync { .. }) {
         // One that has not begun to act yet.
-        context.cutover.end().await;
+        context.cutover.end("an operator wants something else").await;
     }
     match &wish {
         Wish::Pause => {

@@ -261,7 +261,11 @@ fn deltas(judge: &Judge, counted: &[Counted]) -> Vec<CollectionDelta> {
     counted.iter().map(delta).collect()
 }
 
-async fn count(
+/// Documents of a collection by its name or UUID, as the server's metadata say; `None` if it is gone.
+///
+/// # Errors
+/// The call failed.
+pub async fn count(
     deployment: &Deployment,
     database: &str,
     collection: Bson,

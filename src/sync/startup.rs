@@ -143,12 +143,25 @@ async fn prepare(
     reading(stop, cutover::lift_left_over(&config)).await?;
     let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
     let asking = connect(&config, Side::Target, taking::APP_NAME, CONTROL_CONNECTIONS).await?;
-    let (source_facts, target_facts) =
-        reading(stop, pass_checks(&source, &asking, &config)).await?;
-    show_deployments(&board, &source_facts, &target_facts);
+    let needs_no_source = cutover::needs_no_source(&config)?;
+    let (target_version, widens) = if needs_no_source {
+        let ask = async { ServerFacts::ask(&asking).await.map_err(|error| Exit::at_start(&error)) };
+        let facts = reading(stop, ask).await?;
+        board.update(|status| status.target = shown(&facts));
+        // Nothing is made any more.
+        (facts.version, false)
+    } else {
+        let (theirs, ours) = reading(stop, pass_checks(&source, &asking, &config)).await?;
+        board.update(|status| (status.source, status.target) = (shown(&theirs), shown(&ours)));
+        (ours.version, widens(&theirs, &ours))
+    };
     let at_start = |error: Error| Exit::at_start(&error);
     let opened = async {
-        let source_set = replica_set_identity(&source).await.map_err(at_start)?;
+        let source_set = if needs_no_source {
+            None
+        } else {
+            replica_set_identity(&source).await.map_err(at_start)?
+        };
         let sets = ReplicaSets { source: source_set, target: None };
         recovery::open_record(&config, &source, &asking, &sets).await
     };
@@ -156,7 +169,7 @@ async fn prepare(
     let record = records.get();
     let catalogue = Arc::new(copying::open_catalogue(&directory)?);
     let owner = ownership::owner(&record.instance, &directory);
-    let looking = refuse_early(&config, &source, &asking, target_facts.version, &record, &owner);
+    let looking = refuse_early(&config, &source, &asking, target_version, &record, &owner);
     reading(stop, looking).await?;
     let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
     if let Some(by) = grant.taken_by.as_deref() {
@@ -183,13 +196,7 @@ async fn prepare(
     ownership::fence(&config, &grant, stop).await?;
     ownership::record_sessions(&grant, &writers, stop).await?;
     let context = Context {
-        definer: Definer::new(
-            target.clone(),
-            target_facts.version,
-            widens(&source_facts, &target_facts),
-            name,
-            deadline,
-        ),
+        definer: Definer::new(target.clone(), target_version, widens, name, deadline),
         writers,
         standing: Standing::new(board.clone()),
         pace: Arc::new(Pace::new(config.copy.max_bytes_per_second.unwrap_or(0))),
@@ -311,16 +318,12 @@ async fn pass_checks(
     Err(Exit::new(Code::Config, failures.join("; ")))
 }
 
-fn show_deployments(board: &StatusBoard, source: &ServerFacts, target: &ServerFacts) {
-    let shown = |facts: &ServerFacts| status::Deployment {
+fn shown(facts: &ServerFacts) -> status::Deployment {
+    status::Deployment {
         hosts: facts.hello.hosts(),
         replica_set: facts.hello.replica_set().map(str::to_owned),
         version: Some(facts.version.to_string()),
-    };
-    board.update(|status| {
-        status.source = shown(source);
-        status.target = shown(target);
-    });
+    }
 }
 
 /// Refusals that need no lease to be seen, so that nothing at all has been written when they are made.

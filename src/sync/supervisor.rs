@@ -160,7 +160,7 @@ impl Daemon<'_> {
             events::stopping();
             systemd::stopping(STOP_WITHIN);
         }
-        context.cutover.end().await;
+        context.cutover.end("the daemon ends").await;
         let lost = held.release(outcome.is_ok()).await;
         lost.and(outcome)
     }
@@ -302,13 +302,15 @@ async fn after(
     stop: &Stop,
 ) -> Option<Result<(), Exit>> {
     let ends_cutover = match &interrupted {
-        Interrupted::Stop => stop.is_requested(),
-        Interrupted::Again => false,
-        _ => true,
+        Interrupted::Stop => stop.is_requested().then_some("the daemon stops"),
+        Interrupted::Again => None,
+        Interrupted::Halt { reason, .. } => Some(reason.as_str()),
+        Interrupted::Exit(exit) => Some(exit.message.as_str()),
+        Interrupted::Lost(what) | Interrupted::Diverged { what, .. } => Some(what.as_str()),
     };
-    if ends_cutover {
+    if let Some(why) = ends_cutover {
         // Undone, if it is not decided, before anything else is done about it.
-        context.cutover.end().await;
+        context.cutover.end(why).await;
     }
     loop {
         let next = match interrupted {

@@ -114,7 +114,8 @@ impl Cutover {
         let failed = match failed {
             // Asked to end, but the daemon goes on.
             Failed::Stop if !self.stop.is_requested() => {
-                Failed::GivenUp("an operator gave it up".to_owned())
+                let why = self.context.cutover.why();
+                Failed::GivenUp(why.unwrap_or_else(|| "it was asked to end".to_owned()))
             }
             failed => failed,
         };

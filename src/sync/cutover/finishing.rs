@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, doc};
 
-use super::plan::{CutoverRecord, Decided};
-use super::{failed, is_decided, note, report, show};
+use super::plan::CutoverRecord;
+use super::{failed, note, report, show};
 use crate::catalogue::{Catalogue, Collection};
-use crate::http::control::{CutoverOptions, Refusal};
 use crate::mongo::{Hello, listing};
 use crate::namespace::Namespace;
 use crate::retry::{Stopped, until_reached};
 use crate::state::Audit;
-use crate::status::{CutoverOutcome, CutoverStatus, CutoverStep, HeldBack, Proof, WallTime};
+use crate::status::{CutoverOutcome, CutoverStep, HeldBack, WallTime};
 use crate::stop::Stop;
 use crate::sync::context::{Context, Interrupted};
 use crate::sync::phase::Event;
@@ -22,8 +21,6 @@ use crate::telemetry::events;
 const EXPIRES: &str = "expireAfterSeconds";
 /// How often it is looked whether the mirror has the decision.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long a source that is said to be lost is given to answer.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Brings a decided cutover to its end.
 ///
@@ -44,6 +41,7 @@ pub(in crate::sync) async fn finish(context: &Context, stop: &Stop) -> Result<()
     }
     kept::discard_all(context, stop).await?;
     let (restored, not_restored) = restore(context, stop).await?;
+    context.board.update(|status| status.held_back.clone_from(&not_restored));
     note(context, &format!("restored {} settings that were held back", restored.len()));
     let now = WallTime::now().as_ms();
     change(context, |cutover| {
@@ -200,61 +198,6 @@ fn number(value: &Bson) -> Option<f64> {
         Bson::Double(n) => Some(*n),
         _ => None,
     }
-}
-
-/// Decides without the source, between two acts. What it had that was not read is lost.
-///
-/// # Errors
-/// It makes no sense now; nothing is changed then.
-pub(in crate::sync) async fn lose_source(
-    context: &Context,
-    options: &CutoverOptions,
-) -> Result<Result<(), Refusal>, Interrupted> {
-    let refused = |text: &str| Ok(Err(Refusal::wrong_state(text)));
-    let answer = tokio::time::timeout(ANSWERS_WITHIN, Hello::ask(&context.source)).await;
-    if matches!(answer, Ok(Ok(_))) {
-        return refused("the source answers: cut over without --source-lost, and nothing is lost");
-    }
-    let record = context.records.get();
-    let (is_built, is_busy) = {
-        let catalogue = context.catalogue.read();
-        (catalogue.indexes_built, catalogue.repair.is_busy())
-    };
-    if is_decided(&record) {
-        return refused("the cutover is decided already");
-    }
-    let (Some(_), Some(resume)) = (record.consistent_at(), record.resume) else {
-        return refused("the target is not the source at one moment: what is there is a fragment");
-    };
-    if !is_built || is_busy {
-        return refused(
-            "indexes are being built, or collections copied again: the target is incomplete",
-        );
-    }
-    let now = WallTime::now();
-    let seen = context.board.read().source_optime.map_or(resume.wall_ms, |seen| seen.wall.as_ms());
-    let unseen = now.as_ms().saturating_sub(seen).max(0).unsigned_abs() / 1000;
-    let mut cutover = CutoverRecord::new(now, now, options);
-    cutover.source_unseen_seconds = Some(unseen);
-    cutover.verify = crate::status::VerifyDepth::None;
-    cutover.decided = Some(Decided {
-        at_ms: now.as_ms(),
-        last: resume.applied,
-        last_wall_ms: resume.wall_ms,
-        proof: Proof::default(),
-    });
-    let status = CutoverStatus::begun(now, cutover.verify, false);
-    context.board.update(|board| board.cutover = Some(status));
-    let detail = serde_json::json!({
-        "final": resume.applied.to_string(), "source_unseen_seconds": unseen,
-    });
-    let audit = Audit::open(&context.config.state.directory)?;
-    audit.append("source given up for lost", options.by.as_deref().or(Some("operator")), detail)?;
-    let kept = |record: &mut crate::sync::record::Record| record.cutover = Some(Box::new(cutover));
-    context.happen_with(Event::CutoverDecided, kept)?;
-    let text = format!("decided: the source is lost, and was last seen {unseen} s ago");
-    note(context, &text);
-    Ok(Ok(()))
 }
 
 #[cfg(test)]

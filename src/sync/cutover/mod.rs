@@ -11,6 +11,7 @@
 mod acting;
 mod finishing;
 mod hooks;
+mod lost;
 pub mod plan;
 mod proof;
 mod report;
@@ -43,7 +44,10 @@ use crate::telemetry::events;
 
 pub use report::text as report_text;
 
-pub(super) use finishing::{finish, held_back, lose_source};
+pub use lost::lose_source_unattended;
+
+pub(super) use finishing::{finish, held_back};
+pub(super) use lost::lose_source;
 pub(super) use report::read as read_report;
 pub(super) use served::{is_over, serve, show as show_over};
 
@@ -63,6 +67,8 @@ struct Inner {
     /// Where the replay stands still.
     parked: Option<ResumePoint>,
     running: Option<Running>,
+    /// Why the one that is under way is to end.
+    why: Option<String>,
     /// Documents that were counted exactly, by the collection's UUID on the source.
     counted: HashMap<Uuid, u64>,
 }
@@ -125,9 +131,17 @@ impl Handover {
         self.inner().counted.get(uuid).copied()
     }
 
+    fn why(&self) -> Option<String> {
+        self.inner().why.take()
+    }
+
     /// Ends the cutover that is under way, if it is not decided, and waits until everything is undone.
-    pub(super) async fn end(&self) {
-        let running = self.inner().running.take();
+    pub(super) async fn end(&self, why: &str) {
+        let running = {
+            let mut inner = self.inner();
+            inner.why = Some(why.to_owned());
+            inner.running.take()
+        };
         if let Some(Running { abort, task }) = running {
             abort.request();
             if let Err(panic) = task.await {
@@ -173,7 +187,8 @@ pub(super) fn begin(
     // On a thread of its own: what compares both sides borrows in ways that no task may be moved with.
     let runtime = tokio::runtime::Handle::current();
     let task = tokio::task::spawn_blocking(move || runtime.block_on(cutover.run()));
-    context.cutover.inner().running = Some(Running { abort, task });
+    let mut inner = context.cutover.inner();
+    (inner.running, inner.why) = (Some(Running { abort, task }), None);
     Ok(())
 }
 
@@ -185,10 +200,11 @@ pub(super) fn abort(context: &Context) -> Result<(), Refusal> {
     if is_decided(&context.records.get()) {
         return Err(Refusal::wrong_state("the cutover is decided: there is no way back"));
     }
-    let inner = context.cutover.inner();
+    let mut inner = context.cutover.inner();
     match &inner.running {
         Some(running) if !running.task.is_finished() => {
             running.abort.request();
+            inner.why = Some("an operator gave it up".to_owned());
             Ok(())
         }
         _ => Err(Refusal::wrong_state("no cutover is under way")),
@@ -198,6 +214,15 @@ pub(super) fn abort(context: &Context) -> Result<(), Refusal> {
 /// Whether the point of no return lies behind.
 pub(super) fn is_decided(record: &Record) -> bool {
     record.cutover.as_ref().is_some_and(|cutover| cutover.decided.is_some())
+}
+
+/// Whether the state directory holds a cutover that only has to be finished: then the source is not needed any more.
+///
+/// # Errors
+/// The disk, or a damaged file.
+pub(super) fn needs_no_source(config: &Config) -> Result<bool, Exit> {
+    let record = RecordStore::find(&config.state.directory)?;
+    Ok(record.is_some_and(|record| is_decided(&record)))
 }
 
 /// Shows what happened, in the status and in the log.

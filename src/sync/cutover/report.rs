@@ -9,13 +9,15 @@ use super::failed;
 use super::plan::CutoverRecord;
 use crate::catalogue::Collection;
 use crate::durable::{DiskError, write_atomic};
-use crate::mongo::{Deployment, Error};
+use crate::mongo::Deployment;
+use crate::namespace::Namespace;
 use crate::retry::until_reached;
-use crate::source::{scan, writes};
+use crate::source::writes;
 use crate::state::StateError;
 use crate::status::{CutoverReport, FinalCount, FinalOptime, HeldBack, WallTime, WriteBlock};
 use crate::stop::Stop;
 use crate::sync::context::{Context, Interrupted};
+use crate::sync::deltas::count;
 
 /// The report in the state directory, for programs and for people.
 pub(super) const FILE: &str = "cutover-report.json";
@@ -99,12 +101,9 @@ async fn counts(context: &Context, stop: &Stop) -> Result<Vec<FinalCount>, Inter
 }
 
 async fn size(target: &Deployment, found: &Collection, stop: &Stop) -> Result<u64, Interrupted> {
-    let name = &found.target;
-    let ask = || async {
-        let size = scan::size(target, &name.database, &name.collection).await?;
-        Ok::<_, Error>(size.documents)
-    };
-    Ok(until_reached(target.side, stop, ask).await?)
+    let Namespace { database, collection } = &found.target;
+    let ask = || count(target, database, collection.as_str().into());
+    Ok(until_reached(target.side, stop, ask).await?.unwrap_or(0))
 }
 
 /// Keeps the report in the state directory.

@@ -12,7 +12,8 @@ use bson::{Document, doc};
 use mongodb::Client;
 use serde_json::Value;
 
-use crate::harness::{Daemon, DaemonOptions, Pair, ReplicaSet, ReplicaSetOptions};
+use crate::harness::{Daemon, DaemonOptions, Pair, ReplicaSet};
+use crate::repair::steps::with_test_commands;
 
 pub(super) const LONG: Duration = Duration::from_secs(120);
 /// What the daemons of these tests are told.
@@ -20,9 +21,7 @@ pub(super) const CONFIG: &str = "[sync]\nwindow = \"200ms\"\n[cutover]\nquiet_fo
 
 /// A source on which ordinary users can be blocked: without authentication everybody is more than that.
 pub(super) async fn blockable() -> Pair {
-    let source =
-        ReplicaSetOptions::default().auth("root", "r00t").parameter("enableTestCommands=1");
-    Pair::with(source, ReplicaSetOptions::default().parameter("enableTestCommands=1")).await
+    Pair::with(with_test_commands().auth("root", "r00t"), with_test_commands()).await
 }
 
 /// An ordinary user of the source, as applications are.
@@ -58,8 +57,21 @@ pub(super) async fn fill(client: &Client) {
     run(doc! {"create": "ones", "viewOn": "people", "pipeline": [doc! {"$match": {"n": 1}}]}).await;
 }
 
+/// A connection string of the source for a user with no more than the documented roles.
+pub(super) async fn least(source: &ReplicaSet) -> String {
+    let roles = ["backup", "readAnyDatabase", "clusterMonitor", "hostManager"];
+    let command = doc! {"createUser": "sync", "pwd": "sync", "roles": roles.to_vec()};
+    source.admin(command).await;
+    source.uri().replace("root:r00t@", "sync:sync@")
+}
+
 pub(super) async fn live(pair: &Pair, config: &str) -> Daemon {
-    let options = DaemonOptions::new(&pair.source, &pair.target).toml(CONFIG).toml(config);
+    live_as(&pair.source.uri(), pair, config).await
+}
+
+/// With this connection string for the source.
+pub(super) async fn live_as(source: &str, pair: &Pair, config: &str) -> Daemon {
+    let options = DaemonOptions::with_uris(source, &pair.target.uri()).toml(CONFIG).toml(config);
     let mut daemon = Daemon::start(options);
     daemon.wait_state("live").await;
     daemon

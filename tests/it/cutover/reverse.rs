@@ -66,7 +66,11 @@ async fn what_was_written_since_goes_back_without_a_copy() {
         _ => Some(name.to_owned()),
     };
     let equal = Comparison::new(pair.target.client(), pair.source.client()).mapping(mapping);
-    equal.restated().wait(LONG).await;
+    equal.clone().restated().wait(LONG).await;
     daemon.terminate().await;
+    // And back for good: the old source takes over again.
+    let (code, said) = cutover(&back, &[]).await;
+    assert_eq!((code, &said["outcome"]), (Some(0), &json!("cut-over")), "{said:#}");
+    equal.strict().restated().wait(LONG).await;
     back.terminate().await;
 }

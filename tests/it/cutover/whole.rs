@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::reverse::prepare;
-use super::{LONG, application, blockable, cutover, fill, is_refusal, is_writable, live};
+use super::{LONG, application, blockable, cutover, fill, is_refusal, is_writable, least, live_as};
 use crate::harness::{Comparison, Daemon, Folder, Pair};
 
 /// Writes until told to stop, whether refused or not; returns the `_id`s of what was acknowledged.
@@ -81,7 +81,7 @@ async fn rehearsed_given_up_and_carried_out_under_load() {
         hooks.display().to_string(),
         postpone.display().to_string()
     );
-    let mut daemon = live(&pair, &config).await;
+    let mut daemon = live_as(&least(&pair.source).await, &pair, &config).await;
     let writers = Writers::start(&web, 1);
 
     let (code, said) = cutover(&daemon, &["--dry-run", "--block-source-writes"]).await;
@@ -176,6 +176,7 @@ async fn over(daemon: &mut Daemon, pair: &Pair) {
         }
         let status = daemon.status().await.unwrap();
         assert_eq!(status["cutover"]["outcome"], "cut-over", "{status:#}");
+        assert_eq!(status["held_back"], json!([]), "{status:#}");
         assert!(status["cutover"]["report"]["final_optime"]["ts"]["t"].is_u64(), "{status:#}");
     }
     let text =
@@ -189,6 +190,8 @@ async fn over(daemon: &mut Daemon, pair: &Pair) {
     // Somebody writes to the old source, past the block: the way back would lose that.
     let people = pair.source.client().database("crm").collection::<Document>("people");
     people.update_one(doc! {"_id": 1}, doc! {"$set": {"n": 99}}).await.unwrap();
+    let roles = ["readWriteAnyDatabase", "dbAdminAnyDatabase", "restore"].to_vec();
+    pair.source.admin(doc! {"grantRolesToUser": "sync", "roles": roles}).await;
     let (code, _, why) = prepare(daemon);
     assert_eq!(code, Some(78), "{why}");
     assert!(why.contains("crm.people"), "{why}");

@@ -41,7 +41,7 @@ pub(crate) async fn let_go(target: &ReplicaSet) {
     target.admin(doc! {"configureFailPoint": "failCommand", "mode": "off"}).await;
 }
 
-pub(super) fn with_test_commands() -> ReplicaSetOptions {
+pub(crate) fn with_test_commands() -> ReplicaSetOptions {
     ReplicaSetOptions::default().parameter("enableTestCommands=1")
 }
 
