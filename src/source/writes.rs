@@ -18,6 +18,8 @@ const LOOK_ENTRIES_MAX: i32 = 50_000;
 /// How long the server may take to let the operations under way come to an end.
 const BLOCK_WITHIN_MS: i32 = 120_000;
 const EXPIRES: &str = "expireAfterSeconds";
+/// Options by which a collection removes documents by itself.
+const LIMITS: [&str; 3] = [EXPIRES, "cappedSize", "cappedMax"];
 /// What `userWriteBlockMode` is while writes are blocked.
 const BLOCKED: i32 = 2;
 
@@ -209,7 +211,7 @@ fn note_written(
     selection: &Selection,
     found: &mut BTreeMap<Namespace, Written>,
 ) {
-    if !concerns(entry, selection) || changes_expiry_alone(entry) {
+    if !concerns(entry, selection) || changes_limits_alone(entry) {
         return;
     }
     let mut note = |operation: &RawDocument| {
@@ -237,8 +239,8 @@ fn note_written(
     }
 }
 
-/// Whether an entry changes when documents expire, and nothing else.
-fn changes_expiry_alone(entry: &RawDocument) -> bool {
+/// Whether an entry changes what a collection removes by itself, and nothing else.
+fn changes_limits_alone(entry: &RawDocument) -> bool {
     let Ok(o) = entry.get_document("o") else { return false };
     let names = |document: &RawDocument| -> Vec<String> {
         let fields = document.into_iter().flatten();
@@ -248,7 +250,7 @@ fn changes_expiry_alone(entry: &RawDocument) -> bool {
         return false;
     }
     match names(o).as_slice() {
-        [only] if only == EXPIRES => true,
+        names if names.iter().all(|name| LIMITS.contains(&name.as_str())) => true,
         [only] if only == "index" => o.get_document("index").is_ok_and(|index| {
             names(index).iter().all(|name| matches!(name.as_str(), "name" | "keyPattern" | EXPIRES))
         }),
@@ -274,7 +276,7 @@ async fn entries_after(
                 "ts": 1, "op": 1, "ns": 1, "o.applyOps.op": 1, "o.applyOps.ns": 1,
                 "o.commitTransaction": 1, "o.collMod": 1, "o.index": 1, "o.expireAfterSeconds": 1,
                 "o.validator": 1, "o.validationLevel": 1, "o.validationAction": 1,
-                "o.changeStreamPreAndPostImages": 1,
+                "o.changeStreamPreAndPostImages": 1, "o.cappedSize": 1, "o.cappedMax": 1,
             },
             "readConcern": { "level": "majority" },
         };
@@ -355,10 +357,12 @@ mod tests {
         let mut found = BTreeMap::new();
         let ttl =
             rawdoc! { "collMod": "orders", "index": { "name": "at", "expireAfterSeconds": 7_i64 } };
+        let wide = rawdoc! { "collMod": "orders", "cappedSize": 7_i64, "cappedMax": 7 };
         let off = rawdoc! { "collMod": "orders", "expireAfterSeconds": "off" };
         for entry in [
             rawdoc! { "op": "c", "ns": "shop.$cmd", "o": ttl },
             rawdoc! { "op": "c", "ns": "shop.$cmd", "o": off },
+            rawdoc! { "op": "c", "ns": "shop.$cmd", "o": wide },
             rawdoc! { "op": "d", "ns": "shop.orders" },
             rawdoc! { "op": "d", "ns": "shop.carts" },
             rawdoc! { "op": "d", "ns": "shop.log" },

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use bson::{Bson, Document, Uuid, doc};
+use bson::{Document, Uuid, doc};
 
-use super::cutover::{self, held_back, plan::named};
+use super::cutover::{self, Kept, held_back, plan::named};
 use super::phase::Phase;
 use super::preflight::{self, Verdict};
 use super::record::{Record, RecordStore, ReplicaSets, Totals};
@@ -30,7 +30,7 @@ use crate::source::writes::{self, Written};
 use crate::source::{catalog, tail};
 use crate::state::{Audit, StateError};
 use crate::status::{CutoverReport, WallTime};
-use crate::target::held_back::never_expires;
+use crate::target::held_back::{WIDE_MAX, WIDE_SIZE, never_expires};
 
 const CONNECTIONS: u32 = 4;
 const EXPIRES: &str = "expireAfterSeconds";
@@ -352,19 +352,23 @@ async fn expired_since(
     )))
 }
 
-/// Keeps the old source's own TTL monitor from deleting what the applications may refresh.
+/// Keeps the old source from removing by itself what the applications may still have.
 async fn hold_back(
     target: &Deployment,
     catalogue: &Catalogue,
     version: Version,
 ) -> Result<(), Error> {
     let mut changes: BTreeMap<Namespace, Vec<Document>> = BTreeMap::new();
-    for (expiry, collection) in held_back(catalogue) {
+    for (kept, collection) in held_back(catalogue) {
         let name = &collection.source;
         let stored = name.collection.strip_prefix("system.buckets.").unwrap_or(&name.collection);
-        let change = match expiry.index {
-            Some(index) => doc! { "index": { "name": index, EXPIRES: never_expires(version) } },
-            None => doc! { EXPIRES: Bson::String("off".to_owned()) },
+        let change = match kept {
+            Kept::Index(index, _) => {
+                doc! { "index": { "name": index, EXPIRES: never_expires(version) } }
+            }
+            Kept::Expiry(_) => doc! { EXPIRES: "off" },
+            Kept::Limits(_, None) => doc! { "cappedSize": WIDE_SIZE },
+            Kept::Limits(_, Some(_)) => doc! { "cappedSize": WIDE_SIZE, "cappedMax": WIDE_MAX },
         };
         changes.entry(Namespace::new(&name.database, stored)).or_default().push(change);
     }
@@ -471,6 +475,7 @@ mod tests {
             options: Spec::default(),
             id_index: None,
             indexes: BTreeMap::from([("at".to_owned(), index)]),
+            widened: false,
         };
         catalogue.collections.insert(theirs, collection);
         let mut listed = catalogue.clone();

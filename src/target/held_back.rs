@@ -21,7 +21,7 @@ pub fn never_expires(version: Version) -> i32 {
 /// What a capped collection holds on the target until cutover: more than any may hold. Its documents go when the oplog
 /// says so. By itself the target would evict some of them too early: a window is folded, so documents that grow in it
 /// are large from the beginning, and one that is applied again meets those that have grown before.
-const WIDE_SIZE: i64 = 1 << 50;
+pub const WIDE_SIZE: i64 = 1 << 50;
 /// The same for a limit to the number of documents.
 pub const WIDE_MAX: i32 = i32::MAX;
 

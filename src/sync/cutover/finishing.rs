@@ -94,37 +94,73 @@ async fn mirrored(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     Ok(())
 }
 
-/// Something that expires documents on the source and not yet on the target.
+/// Something that the source has and the target does not have yet.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::sync) struct Expiry {
-    /// The index, or none if the collection itself expires them.
-    pub(in crate::sync) index: Option<String>,
-    seconds: Bson,
+pub(in crate::sync) enum Kept {
+    /// Expiry by an index, and its seconds.
+    Index(String, Bson),
+    /// Expiry by the collection itself, and its seconds.
+    Expiry(Bson),
+    /// The limits of a capped collection: bytes, and documents where they are limited.
+    Limits(Bson, Option<Bson>),
+}
+
+impl Kept {
+    /// What it is, for people.
+    fn what(&self) -> String {
+        match self {
+            Self::Index(name, _) => format!("expiry by the TTL index {name}"),
+            Self::Expiry(_) => "expiry of documents".to_owned(),
+            Self::Limits(..) => "limits of a capped collection".to_owned(),
+        }
+    }
+
+    /// The change that makes the target as the source is.
+    fn change(&self) -> Document {
+        match self {
+            Self::Index(name, seconds) => {
+                doc! { "index": { "name": name, EXPIRES: seconds.clone() } }
+            }
+            Self::Expiry(seconds) => doc! { EXPIRES: seconds.clone() },
+            Self::Limits(size, max) => {
+                let mut change = doc! { "cappedSize": size.clone() };
+                change.extend(max.iter().map(|max| ("cappedMax".to_owned(), max.clone())));
+                change
+            }
+        }
+    }
+
+    /// Whether the target says what the source does: `found` are its options, or the specification of the index.
+    fn is_in(&self, found: &Document) -> bool {
+        let same = |field: &str, wanted: &Bson| {
+            let found = found.get(field).and_then(number);
+            found.is_some() && found == number(wanted)
+        };
+        match self {
+            Self::Index(_, seconds) | Self::Expiry(seconds) => same(EXPIRES, seconds),
+            Self::Limits(size, max) => {
+                same("size", size) && max.as_ref().is_none_or(|max| same("max", max))
+            }
+        }
+    }
 }
 
 /// Everything that is held back, in order of name.
-pub(in crate::sync) fn held_back(catalogue: &Catalogue) -> Vec<(Expiry, Collection)> {
+pub(in crate::sync) fn held_back(catalogue: &Catalogue) -> Vec<(Kept, Collection)> {
     let mut found = Vec::new();
     for collection in catalogue.collections.values() {
-        let of_collection = collection.options.0.get(EXPIRES).map(|seconds| (None, seconds));
-        let of_indexes = collection.indexes.iter().filter_map(|(name, spec)| {
-            spec.0.get(EXPIRES).map(|seconds| (Some(name.clone()), seconds))
+        let options = &collection.options.0;
+        let expiry = options.get(EXPIRES).cloned().map(Kept::Expiry);
+        let size = options.get("size").filter(|_| collection.widened);
+        let limits = size.map(|size| Kept::Limits(size.clone(), options.get("max").cloned()));
+        let indexes = collection.indexes.iter().filter_map(|(name, spec)| {
+            spec.0.get(EXPIRES).map(|seconds| Kept::Index(name.clone(), seconds.clone()))
         });
-        for (index, seconds) in of_collection.into_iter().chain(of_indexes) {
-            let expiry = Expiry { index, seconds: seconds.clone() };
-            found.push((expiry, collection.clone()));
-        }
+        let all = expiry.into_iter().chain(limits).chain(indexes);
+        found.extend(all.map(|kept| (kept, collection.clone())));
     }
     found.sort_by(|(_, a), (_, b)| a.target.cmp(&b.target));
     found
-}
-
-/// The change that lets the target expire documents as the source does.
-fn restoring(expiry: &Expiry) -> Document {
-    match &expiry.index {
-        Some(name) => doc! { "index": { "name": name, EXPIRES: expiry.seconds.clone() } },
-        None => doc! { EXPIRES: expiry.seconds.clone() },
-    }
 }
 
 /// Restores what is held back; what was, and what could not be.
@@ -134,31 +170,24 @@ async fn restore(
 ) -> Result<(Vec<HeldBack>, Vec<HeldBack>), Interrupted> {
     let all = held_back(&context.catalogue.read());
     let (mut restored, mut left) = (Vec::new(), Vec::new());
-    for (expiry, collection) in all {
-        let what = match &expiry.index {
-            Some(index) => format!("expiry by the TTL index {index}"),
-            None => "expiry of documents".to_owned(),
-        };
-        let told = |what: String| HeldBack { collection: collection.target.to_string(), what };
+    for (kept, collection) in all {
         let stored = collection.target.collection.strip_prefix("system.buckets.");
         let name = stored.unwrap_or(&collection.target.collection);
         let name = Namespace::new(&collection.target.database, name);
         // What is a time-series to clients has another UUID underneath.
         let uuid = collection.target_uuid.filter(|_| stored.is_none());
         let place = context.definer.place(&name, uuid);
-        match context.definer.modify(&place, &restoring(&expiry), stop).await {
+        match context.definer.modify(&place, &kept.change(), stop).await {
             Ok(()) => {}
-            // A number that the command does not take, although an index may have been made with it.
+            // A number that the command does not take, although it may have been made with it.
             Err(Stopped::Failed(error)) if error.code().is_some() => {
                 tracing::warn!(collection = %collection.target, "{error}");
             }
             Err(stopped) => return Err(stopped.into()),
         }
-        if is_restored(context, &expiry, &collection, stop).await? {
-            restored.push(told(what));
-        } else {
-            left.push(told(format!("{what}: {}", expiry.seconds)));
-        }
+        let is_restored = is_restored(context, &kept, &collection, stop).await?;
+        let list = if is_restored { &mut restored } else { &mut left };
+        list.push(HeldBack { collection: collection.target.to_string(), what: kept.what() });
     }
     if !left.is_empty() {
         let names: Vec<String> = left.iter().map(|left| left.collection.clone()).collect();
@@ -172,22 +201,23 @@ async fn restore(
 /// Whether the target says what the source did.
 async fn is_restored(
     context: &Context,
-    expiry: &Expiry,
+    kept: &Kept,
     collection: &Collection,
     stop: &Stop,
 ) -> Result<bool, Interrupted> {
     let target = &context.target;
-    let found = match &expiry.index {
-        None => context.definer.find(&collection.target, stop).await?.map(|found| found.options),
-        Some(name) => {
+    let found = match kept {
+        Kept::Expiry(_) | Kept::Limits(..) => {
+            context.definer.find(&collection.target, stop).await?.map(|found| found.options)
+        }
+        Kept::Index(name, _) => {
             let place = &collection.target;
             let list = || listing::indexes(target, &place.database, place.collection.as_str());
             let listed = until_reached(target.side, stop, list).await?;
             listed.into_iter().find(|spec| spec.get_str("name").is_ok_and(|found| found == name))
         }
     };
-    let seconds = found.and_then(|found| found.get(EXPIRES).and_then(number));
-    Ok(seconds.is_some() && seconds == number(&expiry.seconds))
+    Ok(found.is_some_and(|found| kept.is_in(&found)))
 }
 
 fn number(value: &Bson) -> Option<f64> {
@@ -208,26 +238,34 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn everything_that_expires_documents_is_restored_as_the_source_has_it() {
+    fn everything_that_is_held_back_is_restored_as_the_source_has_it() {
         let index = Spec(doc! { "name": "at", EXPIRES: 60 });
         let plain = Spec(doc! { "name": "n" });
         let collection = |name: &str, options: Document| Collection {
             source: Namespace::new("a", name),
             target: Namespace::new("b", name),
             target_uuid: None,
+            widened: options.contains_key("capped"),
             options: Spec(options),
             id_index: None,
             indexes: BTreeMap::from([("at".into(), index.clone()), ("n".into(), plain.clone())]),
         };
         let mut catalogue = Catalogue::default();
         let clustered = doc! { "clusteredIndex": {}, EXPIRES: 7_i64 };
-        catalogue.collections.insert(Uuid::new(), collection("y", Document::new()));
-        catalogue.collections.insert(Uuid::new(), collection("x", clustered));
+        let capped = doc! { "capped": true, "size": 4096, "max": 5 };
+        for (name, options) in [("y", capped), ("x", clustered)] {
+            catalogue.collections.insert(Uuid::new(), collection(name, options));
+        }
         let found = held_back(&catalogue);
-        let changes: Vec<Document> = found.iter().map(|(expiry, _)| restoring(expiry)).collect();
+        let changes: Vec<Document> = found.iter().map(|(kept, _)| kept.change()).collect();
         let of_index = doc! { "index": { "name": "at", EXPIRES: 60 } };
-        assert_eq!(changes, [doc! { EXPIRES: 7_i64 }, of_index.clone(), of_index]);
+        let limits = doc! { "cappedSize": 4096, "cappedMax": 5 };
+        assert_eq!(changes, [doc! { EXPIRES: 7_i64 }, of_index.clone(), limits, of_index]);
         let held = catalogue.held_back();
         assert_eq!(held.len(), found.len(), "what is shown as held back is restored");
+        let limits = &found[2].0;
+        assert!(limits.is_in(&doc! { "size": 4096_i64, "max": 5.0 }));
+        assert!(!limits.is_in(&doc! { "size": 4096, "max": 6 }));
+        assert!(!limits.is_in(&doc! { "size": 8192, "max": 5 }));
     }
 }

@@ -46,7 +46,7 @@ pub use report::text as report_text;
 
 pub use lost::lose_source_unattended;
 
-pub(super) use finishing::{finish, held_back};
+pub(super) use finishing::{Kept, finish, held_back};
 pub(super) use lost::lose_source;
 pub(super) use report::read as read_report;
 pub(super) use served::{is_over, serve, show as show_over};

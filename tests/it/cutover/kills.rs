@@ -73,7 +73,7 @@ async fn a_kill_at_any_step_ends_as_before_or_cut_over() {
     // Decided: half of what was held back is restored.
     held_at(&pair.target, "collMod", &mut daemon).await;
     let status = daemon.wait_state("cut-over").await;
-    assert_eq!(status["cutover"]["report"]["restored"].as_array().unwrap().len(), 3, "{status:#}");
+    assert_eq!(status["cutover"]["report"]["restored"].as_array().unwrap().len(), 4, "{status:#}");
     assert!(!is_writable(&web).await);
     Comparison::new(pair.source.client(), pair.target.client())
         .strict()

@@ -59,7 +59,7 @@ async fn without_a_block_the_source_has_to_become_quiet_or_be_lost() {
     let status = daemon.wait_state("cut-over").await;
     let report = &status["cutover"]["report"];
     assert!(report["source_unseen_seconds"].is_u64(), "{status:#}");
-    assert_eq!(report["restored"].as_array().unwrap().len(), 3, "{status:#}");
+    assert_eq!(report["restored"].as_array().unwrap().len(), 4, "{status:#}");
     let people = pair.target.client().database("crm").collection::<Document>("people");
     let indexes: Vec<Document> = {
         use futures_util::TryStreamExt;

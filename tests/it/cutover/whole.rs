@@ -109,7 +109,7 @@ async fn rehearsed_given_up_and_carried_out_under_load() {
     assert!(downtime > 0);
     assert_eq!(report["write_block"], "ours");
     assert_eq!(report["not_restored"], json!([]));
-    assert_eq!(report["restored"].as_array().unwrap().len(), 3, "{report:#}");
+    assert_eq!(report["restored"].as_array().unwrap().len(), 4, "{report:#}");
     assert!(report["proof"]["documents"].as_u64().unwrap() > 300, "{report:#}");
     over(&mut daemon, &pair).await;
 }
