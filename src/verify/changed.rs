@@ -64,12 +64,19 @@ impl<M: Moments> Verifier<M> {
         let mut again = Again::default();
         if !verdict.found.is_empty() {
             let count = verdict.found.len();
-            let name =
-                |(suspect, kind): &(Suspect, Kind)| format!("{} {kind:?}", id_text(&suspect.id));
+            let name = |(suspect, kind): &(Suspect, Kind)| {
+                let how = match kind {
+                    Kind::Missing => "missing",
+                    Kind::Extra => "extra",
+                    Kind::Different => "different",
+                };
+                format!("{} {how}", id_text(&suspect.id))
+            };
             let names: Vec<String> = verdict.found.iter().take(NAMED_MAX).map(name).collect();
-            let text =
-                format!("{count} documents of {}: _id {}", collection.source, names.join(", "));
-            again.different.push(text.to_lowercase());
+            let names = names.join(", ");
+            again
+                .different
+                .push(format!("{count} documents of {}: _id {names}", collection.source));
         }
         if verdict.undecided > 0 {
             let why = match verdict.why {

@@ -13,7 +13,8 @@ use tokio::task::JoinHandle;
 
 use super::reverse::prepare;
 use super::{LONG, application, blockable, cutover, fill, is_refusal, is_writable, least, live_as};
-use crate::harness::{Comparison, Daemon, Folder, Pair};
+use crate::harness::{Comparison, Daemon, Folder, Pair, wait_for};
+use crate::repair::steps::{hold_for, let_go, wait_held};
 
 /// Writes until told to stop, whether refused or not; returns the `_id`s of what was acknowledged.
 struct Writers {
@@ -89,6 +90,7 @@ async fn rehearsed_given_up_and_carried_out_under_load() {
     assert_as_before(&mut daemon, &web).await;
 
     given_up(&mut daemon, &pair, &web, (&hooks, &postpone)).await;
+    differs_late(&mut daemon, &pair, &web).await;
     let acknowledged = writers.stop().await;
     assert!(acknowledged.len() > 50, "{}", acknowledged.len());
 
@@ -153,6 +155,31 @@ async fn given_up(daemon: &mut Daemon, pair: &Pair, web: &Client, files: (&Path,
     assert_eq!((code, &said["outcome"]), (Some(65), &json!("different")), "{said:#}");
     assert_as_before(daemon, web).await;
     people.insert_one(doc! {"_id": 8, "n": 8}).await.unwrap();
+}
+
+/// A document that differs since everything was compared is found among what was replayed since.
+async fn differs_late(daemon: &mut Daemon, pair: &Pair, web: &Client) {
+    let before = hold_for(&pair.source, "setUserWriteBlockMode", 0, 5000).await;
+    let reply = daemon.post("/cutover", &json!({"block_source_writes": true})).await.unwrap();
+    assert_eq!(reply.status, 202, "{}", reply.body);
+    wait_held(&pair.source, before).await;
+    let [source, target] = [web, pair.target.client()]
+        .map(|side| side.database("crm").collection::<Document>("people"));
+    source.insert_one(doc! {"_id": "late", "n": 1}).await.unwrap();
+    let changed = || async {
+        let change = doc! {"$set": {"n": 2}};
+        let done = target.update_one(doc! {"_id": "late"}, change).await.unwrap();
+        if done.matched_count == 1 { Ok(()) } else { Err("not replayed yet".to_owned()) }
+    };
+    wait_for("replayed", LONG, changed).await;
+    let_go(&pair.source).await;
+    let ended = |status: &serde_json::Value| status["cutover"]["outcome"].is_string();
+    let status = daemon.wait_status("the end", LONG, ended).await;
+    assert_eq!(status["cutover"]["outcome"], "different", "{status:#}");
+    let what = status["cutover"]["different"][0].as_str().unwrap();
+    assert_eq!(what, "1 documents of crm.people: _id \"late\" different");
+    assert_as_before(daemon, web).await;
+    target.update_one(doc! {"_id": "late"}, doc! {"$set": {"n": 1}}).await.unwrap();
 }
 
 /// Nothing is written any more, whatever is asked for, over restarts, and without the servers.
