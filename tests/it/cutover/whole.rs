@@ -57,6 +57,24 @@ impl Writers {
     }
 }
 
+/// Opens a transaction that has written, and commits it once nobody else can write any more; whether that was
+/// acknowledged.
+async fn open_transaction(client: &Client) -> JoinHandle<bool> {
+    let mut session = client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let orders = client.database("shop").collection::<Document>("orders");
+    orders.insert_one(doc! {"_id": -1_i64}).session(&mut session).await.unwrap();
+    let client = client.clone();
+    tokio::spawn(async move {
+        // Where the server waits for open transactions before it blocks, other writes wait as well.
+        let answer = || tokio::time::timeout(Duration::from_millis(500), is_writable(&client));
+        while answer().await == Ok(true) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        session.commit_transaction().await.is_ok()
+    })
+}
+
 fn hook(folder: &Path, name: &str, script: &str) {
     let path = folder.join(name);
     std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -96,11 +114,13 @@ async fn rehearsed_given_up_and_carried_out_under_load() {
 
     let writers = Writers::start(&web, 2);
     hook(&hooks, "10-tell", "echo \"$SNAPSYNC_STEP $SNAPSYNC_SOURCE_BLOCKED\" > \"$0.out\"");
+    let open = open_transaction(&web).await;
     let (code, said) = cutover(&daemon, &["--block-source-writes"]).await;
     assert_eq!((code, &said["outcome"]), (Some(0), &json!("cut-over")), "{said:#}");
+    assert!(open.await.unwrap(), "a transaction that was open is not refused");
     let told = std::fs::read_to_string(hooks.join("10-tell.out")).unwrap();
     assert_eq!(told, "deciding 1\n");
-    let acknowledged = [acknowledged, writers.stop().await].concat();
+    let acknowledged = [acknowledged, writers.stop().await, vec![-1]].concat();
     assert!(!is_writable(&web).await, "the source stays blocked");
     let orders = pair.target.client().database("shop").collection::<Document>("orders");
     let there = orders.count_documents(doc! {"_id": {"$in": &acknowledged}}).await.unwrap();
