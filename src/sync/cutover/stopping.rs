@@ -47,7 +47,7 @@ impl Cutover {
         }
         Err(Failed::GivenUp(format!(
             "the user on the source lacks privileges on the cluster: {}; the roles `hostManager` and \
-             `clusterMonitor` grant them (docs/migrate.md)",
+             `clusterMonitor` grant them (docs/privileges.md)",
             missing.join(", ")
         )))
     }
