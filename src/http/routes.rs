@@ -160,7 +160,11 @@ impl CutoverBody {
     fn wish(self) -> Option<Wish> {
         if self.abort {
             let alone = !self.block_source_writes && !self.dry_run && !self.source_lost;
-            return alone.then_some(Wish::AbortCutover);
+            return (alone && self.timeout.is_none()).then_some(Wish::AbortCutover);
+        }
+        // Nothing can be rehearsed, and nobody asked to stop writing, without it.
+        if self.source_lost && (self.dry_run || self.block_source_writes) {
+            return None;
         }
         let timeout = match self.timeout.as_deref() {
             Some(text) => parse_duration(text).filter(|timeout| !timeout.is_zero())?,

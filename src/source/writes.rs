@@ -16,7 +16,10 @@ const WRITERS_MAX: i32 = 50;
 /// Oplog entries that one look takes in at the most.
 const LOOK_ENTRIES_MAX: i32 = 50_000;
 /// How long the server may take to let the operations under way come to an end.
-const BLOCK_WITHIN_MS: i32 = 120_000;
+/// Meanwhile everything else there waits too.
+const BLOCK_WITHIN_MS: i32 = 10_000;
+/// The application names of our own connections.
+const SNAPSYNC: &str = "^snapsync( |$)";
 const EXPIRES: &str = "expireAfterSeconds";
 /// Options by which a collection removes documents by itself.
 const LIMITS: [&str; 3] = [EXPIRES, "cappedSize", "cappedMax"];
@@ -111,7 +114,7 @@ pub async fn writers(source: &Deployment) -> Result<BTreeSet<Writer>, Error> {
     ] };
     let of_users = doc! {
         "client": { "$exists": true },
-        "appName": { "$not": { "$regex": "^snapsync( |$)" } },
+        "appName": { "$not": { "$regex": SNAPSYNC } },
         "ns": { "$not": { "$regex": "^(config|local)[.]" } },
     };
     let stages = vec![
@@ -144,7 +147,10 @@ pub type OpenTransaction = (Vec<u8>, i64);
 pub async fn open_transactions(source: &Deployment) -> Result<BTreeSet<OpenTransaction>, Error> {
     let stages = vec![
         all_operations(true),
-        doc! { "$match": { "transaction.parameters.autocommit": false } },
+        doc! { "$match": {
+            "transaction.parameters.autocommit": false,
+            "appName": { "$not": { "$regex": SNAPSYNC } },
+        } },
         doc! { "$project": { "lsid.id": 1, "transaction.parameters.txnNumber": 1 } },
     ];
     let found = operations(source, "look for open transactions", stages).await?;
@@ -250,6 +256,8 @@ fn changes_limits_alone(entry: &RawDocument) -> bool {
         return false;
     }
     match names(o).as_slice() {
+        // Something that is not among what was asked for.
+        [] => false,
         names if names.iter().all(|name| LIMITS.contains(&name.as_str())) => true,
         [only] if only == "index" => o.get_document("index").is_ok_and(|index| {
             names(index).iter().all(|name| matches!(name.as_str(), "name" | "keyPattern" | EXPIRES))

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::ownership;
 use super::record::{self, RecordStore};
-use super::{context::Interrupted, copying, resync, startup, track};
+use super::{context::Interrupted, copying, cutover, resync, startup, track};
 use crate::config::Config;
 use crate::durable::{DiskError, remove_if_there, sync_dir};
 use crate::exit::{Code, Exit};
@@ -43,6 +43,10 @@ pub async fn forget(config: &Config) -> Result<Forgotten, Exit> {
         }
         Err(error) => return Err(error.into()),
     };
+    if record.is_some() {
+        // Nobody else knows that it was blocked.
+        cutover::lift_left_over(config).await?;
+    }
     let target = startup::connect(config, Side::Target, taking::APP_NAME, CONNECTIONS).await?;
     let at_start = |error: Error| Exit::at_start(&error);
     let home = ownership::owner("", directory).home;
@@ -98,7 +102,12 @@ fn here(directory: &Path) -> Result<(), DiskError> {
     sync_dir(directory)?;
     remove_if_there(&directory.join(copying::CATALOGUE_FILE))?;
     remove_if_there(&directory.join(copying::PROGRESS_FILE))?;
-    for folder in [copying::SPOOL_FOLDER, resync::FOLDER, track::TRANSACTIONS_FOLDER] {
+    for report in cutover::REPORT_FILES {
+        remove_if_there(&directory.join(report))?;
+    }
+    for folder in
+        [copying::SPOOL_FOLDER, resync::FOLDER, track::TRANSACTIONS_FOLDER, cutover::FOLDER]
+    {
         let folder = directory.join(folder);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -63,6 +63,9 @@ fn refuse(text: impl Into<String>) -> Exit {
     Exit::new(Code::Config, text)
 }
 
+/// Programs that are run when the way back is cut over.
+const HOOKS: &str = "/etc/snapsync/reverse.d";
+
 /// Prepares the way back.
 ///
 /// # Errors
@@ -79,6 +82,12 @@ pub async fn prepare(config: &Config, wanted: &Wanted) -> Result<Prepared, Exit>
         return Err(refuse(
             "the source was given up for lost: there is no way back to it without a copy",
         ));
+    }
+    if report.migration != record.instance {
+        return Err(refuse("the report is of another migration's cutover"));
+    }
+    if wanted.output.exists() {
+        return Err(refuse(format!("{} is there already", wanted.output.display())));
     }
     if RecordStore::exists(&wanted.directory) {
         return Err(refuse(format!("{} holds a migration already", wanted.directory.display())));
@@ -137,7 +146,7 @@ fn turned_config(config: &Config, wanted: &Wanted) -> Result<Turned, Exit> {
         )
     };
     let renames: Vec<toml::Value> = inverse.rename.iter().map(rename).collect();
-    let sections: [(&str, Vec<(&str, toml::Value)>); 5] = [
+    let sections: [(&str, Vec<(&str, toml::Value)>); 6] = [
         ("source", vec![("uri", config.target.uri.expose().into())]),
         ("target", vec![("uri", config.source.uri.expose().into())]),
         (
@@ -149,6 +158,8 @@ fn turned_config(config: &Config, wanted: &Wanted) -> Result<Turned, Exit> {
             ],
         ),
         ("state", vec![("directory", wanted.directory.display().to_string().into())]),
+        // Those of the way there would lead applications the wrong way.
+        ("cutover", vec![("hooks", HOOKS.into())]),
         // The daemon of the cutover may still answer there.
         ("control", vec![("listen", "".into())]),
     ];

@@ -344,6 +344,9 @@ async fn everything_anew(context: &Context, reason: &str, stop: &Stop) -> Result
 
 /// One act; `None` when it came to its end and the next one follows.
 async fn act(context: &Context, stop: &Stop) -> Option<Interrupted> {
+    if let Err(interrupted) = cutover::make_good(context, stop).await {
+        return Some(interrupted);
+    }
     let phase = context.records.get().phase;
     let certain = match phase {
         // The last act sees to the target by itself: the source may be gone.

@@ -28,7 +28,8 @@ const GATE_WITHIN: Duration = Duration::from_secs(60);
 /// How often something that is waited for is looked at: what the replay does, and what a server says.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(200);
-/// How long undoing may take once the daemon is to stop; the next start sees to the rest.
+/// How long undoing may take once the daemon is to stop, or to do something else; the next act, or the next start, sees
+/// to the rest.
 const UNDO_WITHIN: Duration = Duration::from_secs(8);
 
 /// A request to the source that goes on by itself.
@@ -46,6 +47,8 @@ pub(super) struct Cutover {
     pub(super) abort: Stop,
     /// Requested when the daemon stops.
     stop: Stop,
+    /// Requested when undoing may not be waited for as long as it takes.
+    hurry: Stop,
     steps: Mutex<Steps>,
     /// The request that blocks writes. It is waited out before a block is lifted.
     blocking: Mutex<Option<Request>>,
@@ -99,11 +102,10 @@ impl Cutover {
         context: Context,
         options: CutoverOptions,
         began: WallTime,
-        abort: Stop,
-        stop: Stop,
+        (abort, stop, hurry): (Stop, Stop, Stop),
     ) -> Self {
         let (steps, blocking) = (Mutex::default(), Mutex::default());
-        Self { context, options, began, abort, stop, steps, blocking }
+        Self { context, options, began, abort, stop, hurry, steps, blocking }
     }
 
     /// Carries it out up to the decision, or undoes it.
@@ -364,7 +366,9 @@ impl Cutover {
         let at = self.stand_still().await?;
         let source = &context.source;
         let look = || writes::look(source, at.applied.ts, &context.config.sync.selection);
+        self.still_blocked().await?;
         let found = until_reached(source.side, &self.abort, look).await?;
+        self.still_blocked().await?;
         let record = context.records.get();
         let changed =
             record.totals.entries_applied != applied && self.options.verify != VerifyDepth::None;
@@ -403,7 +407,7 @@ impl Cutover {
     async fn give_up(&self, failed: &Failed) {
         let within = Stop::new();
         let late = async {
-            self.stop.requested().await;
+            self.hurry.requested().await;
             tokio::time::sleep(UNDO_WITHIN).await;
             within.request();
         };
@@ -432,8 +436,7 @@ impl Cutover {
         match undone {
             Ok(()) => show_given_up(&self.context, outcome, &reason),
             Err(error) => {
-                let reason =
-                    format!("{reason}; undoing it failed ({error:?}): the next start does that");
+                let reason = format!("{reason}; undoing it failed ({error:?}) and is tried again");
                 show_given_up(&self.context, outcome, &reason);
             }
         }

@@ -29,9 +29,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 pub(in crate::sync) async fn finish(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let began = Instant::now();
     show(context, |cutover| (cutover.step, cutover.reason) = (CutoverStep::Restoring, None));
-    // Whoever takes over from the mirror must not follow the source any more.
-    mirrored(context, stop).await?;
-    note(context, "the decision is on the target");
     if cutover_of(context)?.reverse_from.is_none() {
         // Before anything is restored: from here on the target's own TTL monitor deletes, and a way back needs that.
         let target = &context.target;
@@ -39,6 +36,10 @@ pub(in crate::sync) async fn finish(context: &Context, stop: &Stop) -> Result<()
         let (at, _) = until_reached(target.side, stop, ask).await?;
         change(context, |cutover| cutover.reverse_from = Some(at))?;
     }
+    // Whoever takes over from the mirror must not follow the source any more, and has to know where the way back
+    // begins.
+    mirrored(context, stop).await?;
+    note(context, "the decision is on the target");
     kept::discard_all(context, stop).await?;
     let (restored, not_restored) = restore(context, stop).await?;
     context.board.update(|status| status.held_back.clone_from(&not_restored));
@@ -84,7 +85,7 @@ fn change(context: &Context, change: impl FnOnce(&mut CutoverRecord)) -> Result<
 }
 
 /// Waits until the target holds a mirror that was begun from now on.
-async fn mirrored(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+pub(super) async fn mirrored(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     // One that is under way may have been begun before.
     let wanted = context.records.get().mirrored + 2;
     while context.records.get().mirrored < wanted {

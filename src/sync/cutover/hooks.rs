@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use super::acting::{Cutover, Failed};
@@ -19,6 +20,8 @@ const LINES_SHOWN: usize = 3;
 const LINE_CHARS_MAX: usize = 200;
 /// Bytes of a line that are read as one.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
+/// How long the end of its output is waited for once a program has ended.
+const OUTPUT_WITHIN: Duration = Duration::from_secs(1);
 /// Programs at the most.
 const HOOKS_MAX: usize = 100;
 
@@ -117,7 +120,7 @@ fn environment(cutover: &Cutover) -> Vec<(&'static str, String)> {
 #[derive(Debug)]
 struct Running {
     child: Child,
-    reading: Vec<std::thread::JoinHandle<Output>>,
+    reading: Vec<mpsc::Receiver<Output>>,
 }
 
 impl Running {
@@ -134,7 +137,12 @@ impl Running {
             child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>),
             child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>),
         ];
-        let read = |pipe| std::thread::spawn(move || Output::read(pipe));
+        let read = |pipe| {
+            let (send, receive) = mpsc::channel();
+            // Nobody may wait for it any more.
+            std::thread::spawn(move || drop(send.send(Output::read(pipe))));
+            receive
+        };
         let reading = pipes.into_iter().flatten().map(read).collect();
         Ok(Self { child, reading })
     }
@@ -147,12 +155,13 @@ impl Running {
         }
     }
 
-    /// What it printed. Whatever it has left running in the background is ended with it.
+    /// What it printed. Whatever it has left running in the background is ended with it; what has detached itself and
+    /// still holds its output is not waited for, and then nothing is known of that.
     fn output(&mut self) -> Output {
         self.kill_group();
         let mut all = Output::default();
         for reading in self.reading.drain(..) {
-            if let Ok(output) = reading.join() {
+            if let Ok(output) = reading.recv_timeout(OUTPUT_WITHIN) {
                 all.lines += output.lines;
                 all.last.extend(output.last);
             }
@@ -213,6 +222,21 @@ mod tests {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
+    /// Starts a hook with this text.
+    fn start(directory: &Path, script: &str) -> Running {
+        let path = directory.join("hook");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let told = [("SNAPSYNC_STEP", "deciding".to_owned())];
+        // Another test's child may hold the file open for writing for a moment.
+        loop {
+            match Running::start(&path, &told) {
+                Ok(running) => return running,
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ExecutableFileBusy),
+            }
+        }
+    }
+
     #[test]
     fn programs_with_plain_names_are_run_in_order() {
         let directory = tempfile::tempdir().unwrap();
@@ -243,24 +267,21 @@ mod tests {
     #[test]
     fn a_program_sees_what_it_is_told_and_takes_its_children_along() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("hook");
-        std::fs::write(
-            &path,
-            "#!/bin/sh\necho $SNAPSYNC_STEP $CARGO_MANIFEST_DIR.\nsleep 1000 &\nexit 3\n",
-        )
-        .unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let told = [("SNAPSYNC_STEP", "deciding".to_owned())];
-        // Another test's child may hold the file open for writing for a moment.
-        let mut running = loop {
-            match Running::start(&path, &told) {
-                Ok(running) => break running,
-                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ExecutableFileBusy),
-            }
-        };
+        let script = "echo $SNAPSYNC_STEP $CARGO_MANIFEST_DIR.\nsleep 1000 &\nexit 3\n";
+        let mut running = start(directory.path(), script);
         let status = running.child.wait().unwrap();
         let output = running.output();
         assert_eq!((status.code(), output.told().as_str()), (Some(3), ": deciding ."));
         assert_eq!(how_it_ended(status), "failed with 3");
+    }
+
+    #[test]
+    fn what_has_detached_itself_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = "echo told\nsetsid sh -c 'touch $0; sleep 20' $0.detached &\n\
+            while [ ! -e $0.detached ]; do sleep 0.05; done\n";
+        let mut running = start(directory.path(), script);
+        running.child.wait().unwrap();
+        assert_eq!(running.output().lines, 0, "it holds the output open for longer");
     }
 }

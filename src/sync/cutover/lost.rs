@@ -11,7 +11,7 @@ use crate::http::control::{CutoverOptions, Refusal};
 use crate::mongo::{Deployment, Hello, Side};
 use crate::replay::window::ResumePoint;
 use crate::state::Audit;
-use crate::status::{CutoverStatus, Proof, VerifyDepth, WallTime};
+use crate::status::{CutoverStatus, Proof, VerifyDepth, WallTime, WriteBlock};
 use crate::sync::context::{Context, Interrupted};
 use crate::sync::phase::{Event, Phase};
 use crate::sync::record::{Record, RecordStore};
@@ -50,6 +50,8 @@ fn decide(
     let mut cutover = CutoverRecord::new(now, now, options);
     cutover.source_unseen_seconds = Some(unseen);
     cutover.verify = VerifyDepth::None;
+    // Should it come back, it does not take writes.
+    cutover.block = record.cutover.as_ref().map_or(WriteBlock::None, |before| before.block);
     cutover.decided = Some(Decided {
         at_ms: now.as_ms(),
         last: resume.applied,
@@ -85,6 +87,8 @@ pub(in crate::sync) async fn lose_source(
     if answers(&context.source).await {
         return Ok(Err(Refusal::wrong_state(ANSWERS)));
     }
+    // One that has blocked writes waits for the source, to let them through again.
+    context.cutover.end("the source is given up for lost").await;
     let record = context.records.get();
     let seen = context.board.read().source_optime.map(|seen| seen.wall.as_ms());
     let seen = seen.unwrap_or(record.resume.unwrap_or_default().wall_ms);
@@ -118,7 +122,8 @@ pub async fn lose_source_unattended(
     let directory = &config.state.directory;
     let record = RecordStore::find(directory)?;
     let record = record
-        .filter(|record| matches!(record.phase, Phase::Live { .. } | Phase::CatchingUp { .. }));
+        .filter(|record| record.phase.next(Event::CutoverDecided).is_ok())
+        .filter(|record| !matches!(record.phase, Phase::Paused { .. }));
     let mut record = record.ok_or_else(|| {
         refuse(
             "the state directory holds no migration that follows; what is paused or halted may not \

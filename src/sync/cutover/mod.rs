@@ -48,7 +48,8 @@ pub use lost::lose_source_unattended;
 
 pub(super) use finishing::{Kept, finish, held_back};
 pub(super) use lost::lose_source;
-pub(super) use report::read as read_report;
+pub(super) use proof::FOLDER;
+pub(super) use report::{FILES as REPORT_FILES, read as read_report};
 pub(super) use served::{is_over, serve, show as show_over};
 
 /// Connections for lifting a block before anything else is known.
@@ -76,6 +77,7 @@ struct Inner {
 #[derive(Debug)]
 struct Running {
     abort: Stop,
+    hurry: Stop,
     task: JoinHandle<()>,
 }
 
@@ -135,15 +137,17 @@ impl Handover {
         self.inner().why.take()
     }
 
-    /// Ends the cutover that is under way, if it is not decided, and waits until everything is undone.
+    /// Ends the cutover that is under way, if it is not decided, and waits until everything is undone, as long as that
+    /// does not take too long.
     pub(super) async fn end(&self, why: &str) {
         let running = {
             let mut inner = self.inner();
             inner.why = Some(why.to_owned());
             inner.running.take()
         };
-        if let Some(Running { abort, task }) = running {
+        if let Some(Running { abort, hurry, task }) = running {
             abort.request();
+            hurry.request();
             if let Err(panic) = task.await {
                 tracing::error!("internal error: {panic}");
             }
@@ -157,11 +161,14 @@ impl Handover {
 /// Why not.
 pub(super) fn check(context: &Context, options: &CutoverOptions) -> Result<(), Refusal> {
     let state = context.board.state();
-    if context.cutover.is_running() {
+    if context.cutover.is_running() && !options.source_lost {
         return Err(Refusal::wrong_state("a cutover is under way already"));
     }
     match (state, options.source_lost) {
-        (State::Live, false) | (State::Live | State::CatchingUp, true) => Ok(()),
+        // One that waits for a source that will never come back to be unblocked is ended by it.
+        (State::Live, false) | (State::Live | State::CatchingUp | State::CuttingOver, true) => {
+            Ok(())
+        }
         (_, false) => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
         (_, true) => Err(Refusal::wrong_state(format!(
             "cannot cut over: the state is {state}; what was read must have been applied"
@@ -182,13 +189,15 @@ pub(super) fn begin(
     let began = WallTime::now();
     let status = CutoverStatus::begun(began, options.verify, options.dry_run);
     context.board.update(|board| board.cutover = Some(status));
-    let abort = stop.child();
-    let cutover = Cutover::new(context.clone(), options, began, abort.clone(), stop.clone());
+    let (abort, hurry) = (stop.child(), stop.child());
+    let stops = (abort.clone(), stop.clone(), hurry.clone());
+    let cutover = Cutover::new(context.clone(), options, began, stops);
     // On a thread of its own: what compares both sides borrows in ways that no task may be moved with.
     let runtime = tokio::runtime::Handle::current();
-    let task = tokio::task::spawn_blocking(move || runtime.block_on(cutover.run()));
+    // Held, so that nobody sees it at work before it is known here.
     let mut inner = context.cutover.inner();
-    (inner.running, inner.why) = (Some(Running { abort, task }), None);
+    let task = tokio::task::spawn_blocking(move || runtime.block_on(cutover.run()));
+    (inner.running, inner.why) = (Some(Running { abort, hurry, task }), None);
     Ok(())
 }
 
@@ -317,6 +326,18 @@ pub(super) async fn after_restart(context: &Context, stop: &Stop) -> Result<(), 
     context.records.change(|record| record.cutover = None)?;
     show_given_up(context, CutoverOutcome::Aborted, "the daemon was restarted");
     Ok(())
+}
+
+/// Undoes what a cutover could not undo when it ended: the source was away.
+///
+/// # Errors
+/// [`Interrupted`].
+pub(super) async fn make_good(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
+    let record = context.records.get();
+    if context.cutover.is_running() || record.cutover.is_none() || is_decided(&record) {
+        return Ok(());
+    }
+    undo(context, stop).await
 }
 
 /// Undoes everything, if it is not decided: the source takes writes, the replay goes on.

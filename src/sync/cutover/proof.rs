@@ -44,14 +44,15 @@ pub(super) struct Proven {
     resyncs: u64,
 }
 
-fn verifier(cutover: &Cutover) -> Verifier<Asked> {
+/// What compares; at the pace that is configured as long as the source is at work.
+fn verifier(cutover: &Cutover, pace: Arc<Pace>) -> Verifier<Asked> {
     let context = &cutover.context;
     let workers = context.config.copy_workers().clamp(1, WORKERS_MAX);
     Verifier {
         source: context.source.clone(),
         target: context.target.clone(),
         moments: Arc::new(Asked::new(context.desk.clone())),
-        pace: Arc::new(Pace::new(0)),
+        pace,
         workers: Arc::new(Semaphore::new(workers)),
         sample: 1.0,
         progress: Arc::default(),
@@ -96,7 +97,7 @@ pub(super) async fn before(cutover: &Cutover) -> Result<Proven, Failed> {
 }
 
 async fn everything(cutover: &Cutover) -> Result<Report, Failed> {
-    let verifier = verifier(cutover);
+    let verifier = verifier(cutover, cutover.context.verify_pace.clone());
     let progress = verifier.progress.clone();
     let telling = async {
         let mut ticks = tokio::time::interval(SHOW_EVERY);
@@ -177,7 +178,7 @@ pub(super) async fn after(cutover: &Cutover, proven: &mut Proven) -> Result<u64,
 /// Compares all definitions, and whole collections where a definition has changed meanwhile.
 async fn definitions(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
     let context = &cutover.context;
-    let verifier = verifier(cutover);
+    let verifier = verifier(cutover, Arc::new(Pace::new(0)));
     let catalogue = context.catalogue.read().clone();
     let selection = &context.config.sync.selection;
     judge(verifier.definitions_again(&catalogue, selection).await?)?;
@@ -215,7 +216,7 @@ async fn contents(cutover: &Cutover, proven: &mut Proven, at: Ts) -> Result<(), 
     let Some(mut documents) = documents.filter(|_| whole.is_empty() && !everything) else {
         return Err(Failed::GivenUp("definitions on the source change all the time".to_owned()));
     };
-    let verifier = verifier(cutover);
+    let verifier = verifier(cutover, Arc::new(Pace::new(0)));
     let mut waiting: BTreeMap<Uuid, Vec<RawDocumentBuf>> = BTreeMap::new();
     let mut count = 0;
     let mut again = Again::default();

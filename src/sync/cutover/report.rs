@@ -22,6 +22,8 @@ use crate::sync::deltas::count;
 /// The report in the state directory, for programs and for people.
 pub(super) const FILE: &str = "cutover-report.json";
 const TEXT_FILE: &str = "cutover-report.txt";
+/// What is left of a cutover in the state directory.
+pub(in crate::sync) const FILES: [&str; 2] = [FILE, TEXT_FILE];
 /// The shape of the report.
 const FORMAT: u32 = 1;
 /// Collections that are asked about at once.

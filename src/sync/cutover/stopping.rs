@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::acting::{ASK_EVERY, Cutover, Failed};
+use super::finishing::mirrored;
 use super::plan::named;
 use super::show;
 use crate::mongo::{Failure, ServerFacts, Version};
@@ -66,6 +67,19 @@ impl Cutover {
         }
     }
 
+    /// A block that was lifted meanwhile, by whoever set it or by hand, has let writes through that nobody looks for.
+    pub(super) async fn still_blocked(&self) -> Result<(), Failed> {
+        let source = &self.context.source;
+        let cutover = self.context.records.get().cutover;
+        if cutover.is_none_or(|cutover| cutover.block == WriteBlock::None) {
+            return Ok(());
+        }
+        if until_reached(source.side, &self.abort, || writes::is_blocked(source)).await? {
+            return Ok(());
+        }
+        Err(Failed::GivenUp("somebody has lifted the write block on the source".to_owned()))
+    }
+
     async fn block(&self) -> Result<(), Failed> {
         let source = &self.context.source;
         let is_blocked = || writes::is_blocked(source);
@@ -79,8 +93,9 @@ impl Cutover {
             );
             return self.wait_for_transactions().await;
         }
-        // On disk first: whatever happens now, a start lifts it.
+        // On disk first, and on the target: whatever happens now, a start lifts it.
         self.keep(|cutover| cutover.block = WriteBlock::Ours)?;
+        mirrored(&self.context, &self.abort).await?;
         self.note(&format!(
             "blocking writes to the source; to lift that by hand: {}",
             writes::LIFT_BY_HAND
@@ -151,7 +166,7 @@ impl Cutover {
             if found.wrote.is_some() {
                 last = (Instant::now(), WallTime::now().as_ms());
             }
-            if last.0.elapsed() >= quiet_for {
+            if last.0.elapsed() >= quiet_for && self.no_transaction_is_open().await? {
                 break;
             }
             if let Some(named) = &mut writers {
@@ -174,6 +189,21 @@ impl Cutover {
         self.keep(|cutover| cutover.stopped_ms = Some(last.1))?;
         self.note("the source is quiet");
         Ok(())
+    }
+
+    /// What a transaction has written shows in the oplog when it commits, however long ago that was.
+    async fn no_transaction_is_open(&self) -> Result<bool, Failed> {
+        match writes::open_transactions(&self.context.source).await {
+            Ok(open) if open.is_empty() => Ok(true),
+            Ok(open) => {
+                self.wait_for(format!("{} transactions are open on the source", open.len()));
+                Ok(false)
+            }
+            // Who may not look is told so when the writers are looked for.
+            Err(error) if error.failure == Failure::Privilege => Ok(true),
+            Err(error) if error.is_unreachable() => Ok(false),
+            Err(error) => Err(Failed::GivenUp(error.to_string())),
+        }
     }
 
     fn tell_writers(&self, writers: Vec<Writer>) {

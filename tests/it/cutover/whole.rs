@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bson::{Document, doc};
 use mongodb::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::reverse::prepare;
@@ -155,6 +155,24 @@ async fn given_up(daemon: &mut Daemon, pair: &Pair, web: &Client, files: (&Path,
     pair.source.admin(doc! {"setUserWriteBlockMode": 1, "global": false}).await;
     std::fs::remove_file(hooks.join("10-fails")).unwrap();
     assert_as_before(daemon, web).await;
+
+    // Lifted while the cutover waits, it has let writes through that were not looked for.
+    pair.source.admin(doc! {"setUserWriteBlockMode": 1, "global": true}).await;
+    std::fs::write(postpone, "").unwrap();
+    let asked = json!({"block_source_writes": true, "verify": "counts"});
+    assert_eq!(daemon.post("/cutover", &asked).await.unwrap().status, 202);
+    let waits = |status: &Value| status["cutover"]["step"] == "deciding";
+    daemon.wait_status("postponed", LONG, waits).await;
+    pair.source.admin(doc! {"setUserWriteBlockMode": 1, "global": false}).await;
+    std::fs::remove_file(postpone).unwrap();
+    let given_up = |status: &Value| status["cutover"]["outcome"] == "aborted";
+    let status = daemon.wait_status("given up", LONG, given_up).await;
+    let reason = status["cutover"]["reason"].as_str().unwrap();
+    assert!(reason.contains("lifted the write block"), "{reason}");
+    assert_as_before(daemon, web).await;
+    // What makes no sense together is not carried out in part.
+    let both = json!({"source_lost": true, "dry_run": true});
+    assert_eq!(daemon.post("/cutover", &both).await.unwrap().status, 400);
 
     std::fs::write(postpone, "").unwrap();
     let (code, said) = cutover(daemon, &[&counts[..], &["--timeout", "3s"]].concat()).await;
