@@ -10,6 +10,7 @@ use super::feed::{Feed, FeedError};
 use super::indexing;
 use super::mending::Mending;
 use super::phase::{Event, Phase};
+use super::resync::kept;
 use super::track::{Carried, Track};
 use crate::exit::{Code, Exit};
 use crate::oplog::overflow::PartError;
@@ -253,6 +254,10 @@ impl Follower {
 
     fn report(&self, carried: &Carried, began: Instant) {
         let Carried { before, end, first_wall_ms, entries, defines, totals } = *carried;
+        if defines {
+            // First: what came into the selection is not on the target at this end yet, and nobody may believe so.
+            kept::show(&self.context);
+        }
         self.context.standing.resumes_at(end);
         let from = before.map_or(first_wall_ms, |resume| resume.wall_ms);
         self.context.board.update(|status| {
