@@ -106,6 +106,9 @@ impl Drop for Outage {
 
 /// How long a call under way is waited for after a stop was asked for.
 const FINISH_WITHIN: Duration = Duration::from_secs(10);
+/// How long one that may be carried out twice is: a driver looks for a server that is away for longer than a stop may
+/// take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Waits for a call, but not for ever once a stop was asked for: a server that cannot reach its majority answers
 /// nothing. What is left in flight is killed and waited out by the next start.
@@ -116,9 +119,17 @@ pub async fn unless_stopped<T, E>(
     stop: &Stop,
     call: impl Future<Output = T>,
 ) -> Result<T, Stopped<E>> {
+    unless_late(stop, FINISH_WITHIN, call).await
+}
+
+async fn unless_late<T, E>(
+    stop: &Stop,
+    within: Duration,
+    call: impl Future<Output = T>,
+) -> Result<T, Stopped<E>> {
     let late = async {
         stop.requested().await;
-        tokio::time::sleep(FINISH_WITHIN).await;
+        tokio::time::sleep(within).await;
     };
     tokio::select! {
         answer = call => Ok(answer),
@@ -127,7 +138,7 @@ pub async fn unless_stopped<T, E>(
 }
 
 /// Repeats `call` while the server is away, until it answers, fails for good or `stop` is requested. Only for calls
-/// that may be carried out twice: reads, and definitions that tolerate having been made already.
+/// that may be carried out twice: reads, and writes that tolerate having been made already.
 ///
 /// # Errors
 /// [`Stopped`].
@@ -143,7 +154,7 @@ where
     let mut backoff = Backoff::reconnect();
     let outage = Outage::new(side);
     loop {
-        match call().await {
+        match unless_late(stop, ANSWER_WITHIN, call()).await? {
             Ok(value) => return Ok(value),
             Err(error) if error.is_unreachable() => {
                 outage.report(&error);
@@ -157,6 +168,20 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_not_in_the_way_of_a_stop() {
+        let stop = Stop::new();
+        let asked = tokio::time::Instant::now();
+        let silent = until_reached(Side::Source, &stop, std::future::pending::<Result<(), Error>>);
+        let stopping = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            stop.request();
+        };
+        let (outcome, ()) = tokio::join!(silent, stopping);
+        assert!(matches!(outcome, Err(Stopped::Stop)), "{outcome:?}");
+        assert_eq!(asked.elapsed(), Duration::from_secs(60) + ANSWER_WITHIN);
+    }
 
     #[test]
     fn delays_grow_and_stay_bounded() {

@@ -75,12 +75,24 @@ impl Drop for Reader {
 }
 
 async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched>, stop: Stop) {
+    tokio::select! {
+        () = stop.requested() => {}
+        () = deliver(&source, &mut last, &sender, &stop) => {}
+    }
+}
+
+async fn deliver(
+    source: &Deployment,
+    last: &mut OpTime,
+    sender: &mpsc::Sender<Fetched>,
+    stop: &Stop,
+) {
     let mut backoff = Backoff::reconnect();
     let mut outage = Outage::new(source.side);
     let mut ahead_since = Instant::now();
     loop {
         // Begun anew after every failure, at the last entry delivered, which has to be there still.
-        let error = match read_until_failure(&source, &mut last, &sender, &stop, || {
+        let error = match read_until_failure(source, last, sender, || {
             backoff = Backoff::reconnect();
             outage = Outage::new(source.side);
             ahead_since = Instant::now();
@@ -92,7 +104,7 @@ async fn read(source: Deployment, mut last: OpTime, sender: mpsc::Sender<Fetched
         };
         match error {
             lost @ (TailError::Lost { wanted, .. } | TailError::NeverHeld { wanted }) => {
-                let lost = told_apart(&source, wanted, lost).await;
+                let lost = told_apart(source, wanted, lost).await;
                 // If nobody takes it any more, nobody wants to know.
                 let _nobody = sender.send(Fetched::Lost(lost)).await;
                 return;
@@ -118,16 +130,12 @@ async fn read_until_failure(
     source: &Deployment,
     last: &mut OpTime,
     sender: &mpsc::Sender<Fetched>,
-    stop: &Stop,
     mut reached: impl FnMut(),
 ) -> Result<(), TailError> {
     check_held(source, *last).await?;
     let mut tail = Tail::open(source, *last).await?;
     loop {
-        let batch = tokio::select! {
-            () = stop.requested() => return Ok(()),
-            batch = tail.next() => batch?,
-        };
+        let batch = tail.next().await?;
         reached();
         if let Some(newest) = last_optime(&batch) {
             *last = newest;

@@ -2,6 +2,7 @@
 //! that there is, and only when an operator asks for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, doc};
 
@@ -18,6 +19,8 @@ const LOOK_ENTRIES_MAX: i32 = 50_000;
 /// How long the server may take to let the operations under way come to an end.
 /// Meanwhile everything else there waits too.
 const BLOCK_WITHIN_MS: i32 = 10_000;
+/// How long to wait between two looks at what is under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The application names of our own connections.
 const SNAPSYNC: &str = "^snapsync( |$)";
 const EXPIRES: &str = "expireAfterSeconds";
@@ -50,13 +53,16 @@ pub async fn set_block(source: &Deployment, blocked: bool) -> Result<(), Error> 
 /// # Errors
 /// The call failed.
 pub async fn lift_block(source: &Deployment) -> Result<(), Error> {
-    set_block(source, false).await?;
-    // A request of a run that was killed may still be waiting in the server; it would come into force after this.
-    while is_blocking(source).await? {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    loop {
+        // A request of a run that was killed may still be waiting in the server, and come into force after this one.
+        // Only what is lifted after a look that found none stays lifted.
+        let is_pending = is_blocking(source).await?;
         set_block(source, false).await?;
+        if !is_pending {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
-    Ok(())
 }
 
 async fn is_blocking(source: &Deployment) -> Result<bool, Error> {

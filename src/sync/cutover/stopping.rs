@@ -8,9 +8,10 @@ use super::finishing::mirrored;
 use super::plan::named;
 use super::show;
 use crate::mongo::{Failure, ServerFacts, Version};
-use crate::retry::{Stopped, until_reached};
+use crate::retry::{Stopped, unless_stopped, until_reached};
 use crate::source::{start, writes};
 use crate::status::{WallTime, WriteBlock, Writer};
+use crate::stop::Stop;
 use crate::sync::preflight;
 
 /// How often it is said who still writes.
@@ -106,7 +107,10 @@ impl Cutover {
         let (deployment, stop) = (source.clone(), self.abort.clone());
         let request = tokio::spawn(async move {
             let set = || writes::set_block(&deployment, true);
-            let answer = until_reached(deployment.side, &stop, set).await;
+            // Given up before the answer, it might come into force later.
+            let never = Stop::new();
+            let asking = until_reached(deployment.side, &never, set);
+            let answer = unless_stopped(&stop, asking).await.and_then(|answer| answer);
             // Whoever waits for it may have given it up.
             let _gone = done.send(());
             answer

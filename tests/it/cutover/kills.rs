@@ -17,6 +17,35 @@ async fn begin(daemon: &Daemon) {
 /// Longer than it takes to kill and restart the daemon.
 const HELD_MS: i32 = 4000;
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_comes_into_force_while_it_is_lifted_does_not_stay() {
+    let pair = blockable().await;
+    fill(pair.source.client()).await;
+    let web = application(&pair.source).await;
+    let folder = Folder::new("postpone");
+    let postpone = folder.path().join("postpone");
+    std::fs::write(&postpone, "").unwrap();
+    let file = format!("[cutover]\npostpone_file = {:?}", postpone.display().to_string());
+    let mut daemon = live(&pair, &file).await;
+    begin(&daemon).await;
+    let deciding = |status: &Value| status["cutover"]["step"] == "deciding";
+    daemon.wait_status("deciding", LONG, deciding).await;
+    daemon.kill9();
+    // Of the next start's commands, only the look for a request to block that is still under way.
+    let slow = doc! {
+        "failCommands": ["aggregate"], "appName": "snapsync cutover",
+        "blockConnection": true, "blockTimeMS": HELD_MS,
+    };
+    let point = doc! {"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": slow};
+    let before = pair.source.admin(point).await.get_i32("count").unwrap().into();
+    daemon.restart();
+    wait_held(&pair.source, before).await;
+    // One of the run that was killed arrives, and has come to its end when the look is taken.
+    pair.source.admin(doc! {"setUserWriteBlockMode": 1, "global": true}).await;
+    daemon.wait_state("live").await;
+    assert!(is_writable(&web).await, "the source stays blocked");
+}
+
 /// Kills the daemon while one of its commands is held, and starts it again before that is carried out.
 async fn held_at(side: &ReplicaSet, command: &str, daemon: &mut Daemon) {
     let before = hold_for(side, command, 0, HELD_MS).await;
