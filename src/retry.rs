@@ -104,14 +104,12 @@ impl Drop for Outage {
     }
 }
 
-/// How long a call under way is waited for after a stop was asked for.
-const FINISH_WITHIN: Duration = Duration::from_secs(10);
-/// How long one that may be carried out twice is: a driver looks for a server that is away for longer than a stop may
-/// take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How long a call under way is waited for after a stop was asked for: a driver looks for a server that is away for
+/// longer than a stop may take, and one that cannot reach its majority answers nothing.
+const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
-/// Waits for a call, but not for ever once a stop was asked for: a server that cannot reach its majority answers
-/// nothing. What is left in flight is killed and waited out by the next start.
+/// Waits for a call, but not for long once a stop was asked for. What is left in flight is killed and waited out by the
+/// next start.
 ///
 /// # Errors
 /// [`Stopped::Stop`] if there was no answer in time.
@@ -122,7 +120,11 @@ pub async fn unless_stopped<T, E>(
     unless_late(stop, FINISH_WITHIN, call).await
 }
 
-async fn unless_late<T, E>(
+/// As [`unless_stopped`], with another patience.
+///
+/// # Errors
+/// [`Stopped::Stop`] if there was no answer in time.
+pub async fn unless_late<T, E>(
     stop: &Stop,
     within: Duration,
     call: impl Future<Output = T>,
@@ -154,7 +156,7 @@ where
     let mut backoff = Backoff::reconnect();
     let outage = Outage::new(side);
     loop {
-        match unless_late(stop, ANSWER_WITHIN, call()).await? {
+        match unless_stopped(stop, Box::pin(call())).await? {
             Ok(value) => return Ok(value),
             Err(error) if error.is_unreachable() => {
                 outage.report(&error);
@@ -180,7 +182,7 @@ mod tests {
         };
         let (outcome, ()) = tokio::join!(silent, stopping);
         assert!(matches!(outcome, Err(Stopped::Stop)), "{outcome:?}");
-        assert_eq!(asked.elapsed(), Duration::from_secs(60) + ANSWER_WITHIN);
+        assert_eq!(asked.elapsed(), Duration::from_secs(60) + FINISH_WITHIN);
     }
 
     #[test]

@@ -18,7 +18,7 @@ const WRITERS_MAX: i32 = 50;
 const LOOK_ENTRIES_MAX: i32 = 50_000;
 /// How long the server may take to let the operations under way come to an end.
 /// Meanwhile everything else there waits too.
-const BLOCK_WITHIN_MS: i32 = 10_000;
+pub const BLOCK_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait between two looks at what is under way.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The application names of our own connections.
@@ -43,7 +43,7 @@ pub async fn set_block(source: &Deployment, blocked: bool) -> Result<(), Error> 
     let command = doc! {
         "setUserWriteBlockMode": 1,
         "global": blocked,
-        "maxTimeMS": BLOCK_WITHIN_MS,
+        "maxTimeMS": i64::try_from(BLOCK_WITHIN.as_millis()).unwrap_or(i64::MAX),
     };
     run(source, "admin", action, command).await.map(drop)
 }

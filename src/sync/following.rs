@@ -29,7 +29,7 @@ const GATHER_BEHIND: Duration = Duration::from_secs(5);
 /// How often a replay that stands still looks whether it may go on.
 const STANDS_FOR: Duration = Duration::from_millis(5);
 /// How long a window in hand may take to its end once a stop was asked for.
-const END_WINDOW_WITHIN: Duration = Duration::from_secs(2);
+const END_WINDOW_WITHIN: Duration = Duration::from_millis(1500);
 
 /// What an oplog that cannot be read means.
 #[must_use]

@@ -46,6 +46,9 @@ use crate::target::writers::Writers;
 
 /// How long a server may stay away at start before the program gives up with 69.
 const START_SELECTION: Duration = Duration::from_secs(10);
+/// How long the end of what runs beside the work, and giving the lease back, may take: a target that is away must not
+/// keep a service manager waiting.
+const RELEASE_WITHIN: Duration = Duration::from_millis(1500);
 /// Connections for questions and definitions.
 const CONTROL_CONNECTIONS: u32 = 8;
 
@@ -73,14 +76,21 @@ impl Held {
     /// The lease had been lost.
     pub async fn release(mut self, in_order: bool) -> Result<(), Exit> {
         self.stop.request();
-        let outcome = end(&mut self.tasks).await;
-        // After a failure anything may still be under way: then the lease is left to expire.
-        if outcome.is_ok() && in_order {
-            let still = still(&self.records, &self.catalogue);
-            let unsettled = self.writers.is_unsettled();
-            if let Err(error) = self.lease.release(still.as_ref(), unsettled).await {
-                tracing::info!("the lease is left to expire: {error}");
+        let mut outcome = Ok(());
+        let releasing = async {
+            end(&mut self.tasks, &mut outcome).await;
+            // After a failure anything may still be under way: then the lease is left to expire.
+            if outcome.is_ok() && in_order {
+                let still = still(&self.records, &self.catalogue);
+                let unsettled = self.writers.is_unsettled();
+                if let Err(error) = self.lease.release(still.as_ref(), unsettled).await {
+                    tracing::info!("the lease is left to expire: {error}");
+                }
             }
+        };
+        if tokio::time::timeout(RELEASE_WITHIN, releasing).await.is_err() {
+            let within = RELEASE_WITHIN.as_secs_f64();
+            tracing::info!("the lease is left to expire: no answer within {within} s");
         }
         outcome
     }
@@ -89,16 +99,15 @@ impl Held {
 /// The tasks that run beside the work. One that fails says so by requesting the stop.
 type Tasks = JoinSet<Result<(), Exit>>;
 
-/// Waits until all tasks have ended, as they do after a stop, and returns the first failure.
-async fn end(tasks: &mut Tasks) -> Result<(), Exit> {
-    let mut outcome = Ok(());
+/// Waits until all tasks have ended, as they do after a stop; the outcome is the first failure.
+async fn end(tasks: &mut Tasks, outcome: &mut Result<(), Exit>) {
     while let Some(ended) = tasks.join_next().await {
         match ended {
-            Ok(result) => outcome = outcome.and(result),
+            Ok(result) if outcome.is_ok() => *outcome = result,
+            Ok(_) => {}
             Err(panic) => tracing::error!("internal error: {panic}"),
         }
     }
-    outcome
 }
 
 /// Starts the daemon.
@@ -127,7 +136,9 @@ pub async fn start(
         }
         // Perhaps not by a person: a lease that is lost stops everything.
         Err(Interrupted::Stop) => {
-            Err(end(&mut tasks).await.map_or_else(Into::into, |()| Interrupted::Stop))
+            let mut outcome = Ok(());
+            end(&mut tasks, &mut outcome).await;
+            Err(outcome.map_or_else(Into::into, |()| Interrupted::Stop))
         }
         Err(interrupted) => Err(interrupted),
     }
@@ -438,20 +449,25 @@ fn halt_taken(records: &RecordStore, by: &str) -> Result<(), Exit> {
 }
 
 /// Begins what else runs beside the work.
+/// Goes on beside the work until stopped, also while it waits for a server.
+fn watching(tasks: &mut Tasks, watch: impl Future<Output = ()> + Send + 'static, stop: &Stop) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stop.requested() => {}
+            () = watch => {}
+        }
+        Ok(())
+    });
+}
+
 fn watch_over(context: &Context, asking: &Deployment, tasks: &mut Tasks, stop: &Stop) {
     let (standing, board) = (context.standing.clone(), context.board.clone());
-    let source = watch::source(context.source.clone(), standing, board, stop.clone());
-    tasks.spawn(async move {
-        source.await;
-        Ok(())
-    });
+    let source = watch::source(context.source.clone(), standing, board);
+    watching(tasks, source, stop);
     let builds = context.definer.builds().clone();
-    let (board, stop_building) = (context.board.clone(), stop.clone());
-    let building = watch::index_builds(asking.clone(), builds, board, stop_building);
-    tasks.spawn(async move {
-        building.await;
-        Ok(())
-    });
+    let building = watch::index_builds(asking.clone(), builds, context.board.clone());
+    watching(tasks, building, stop);
     let counter = Counter {
         source: context.source.clone(),
         target: asking.clone(),

@@ -8,7 +8,6 @@ use crate::mongo::Deployment;
 use crate::retry::Outage;
 use crate::source::{start, tail};
 use crate::status::{IndexBuild, OplogFacts, OplogReserve, StatusBoard};
-use crate::stop::Stop;
 use crate::target::builds::{Build, Builds};
 use crate::telemetry::counters::COUNTERS;
 use crate::telemetry::events;
@@ -26,8 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A build that lasts is told in the log so often, in rounds of [`LOOK_EVERY`].
 const TELL_EVERY: u32 = 30;
 
-/// Keeps asking the source where it is, until stopped.
-pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, stop: Stop) {
+/// Keeps asking the source where it is, for ever.
+pub async fn source(source: Deployment, standing: Standing, board: StatusBoard) {
     let mut outage = Outage::new(source.side);
     let mut oplog = OplogWatch::default();
     let mut round = 0_u32;
@@ -47,14 +46,12 @@ pub async fn source(source: Deployment, standing: Standing, board: StatusBoard, 
             oplog.show(&board, round);
         }
         round = round.wrapping_add(1);
-        if stop.sleep(ASK_EVERY).await.is_err() {
-            return;
-        }
+        tokio::time::sleep(ASK_EVERY).await;
     }
 }
 
-/// Shows index builds for as long as they last, until stopped.
-pub async fn index_builds(target: Deployment, builds: Builds, board: StatusBoard, stop: Stop) {
+/// Shows index builds for as long as they last, for ever.
+pub async fn index_builds(target: Deployment, builds: Builds, board: StatusBoard) {
     let mut rounds = 0_u32;
     loop {
         match builds.look(&target).await {
@@ -71,9 +68,7 @@ pub async fn index_builds(target: Deployment, builds: Builds, board: StatusBoard
             // What was seen last stays: nothing is known to have moved.
             Err(error) => tracing::debug!("{error}"),
         }
-        if stop.sleep(LOOK_EVERY).await.is_err() {
-            return;
-        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

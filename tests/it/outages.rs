@@ -175,6 +175,13 @@ async fn a_server_that_is_silent_for_a_while() {
     assert_never_restarted(&mut daemon);
 }
 
+/// The driver alone would look for a server for longer.
+async fn stops(daemon: &mut Daemon) {
+    let (status, took) = daemon.terminate().await;
+    assert!(status.success(), "{status}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
 /// Asked to stop, it does, whoever is away: a service manager would kill it otherwise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stops_when_asked_while_a_server_is_away() {
@@ -185,14 +192,20 @@ async fn stops_when_asked_while_a_server_is_away() {
     target.freeze();
     let behind = |status: &Value| lag(status) > 1.0;
     daemon.wait_status("lag", LONG, behind).await;
-    daemon.terminate().await;
+    stops(&mut daemon).await;
     target.thaw();
     daemon.restart();
     daemon.wait_state("live").await;
     source.freeze();
     daemon.wait_status("lag", LONG, |status| lag(status) > 2.0).await;
-    daemon.terminate().await;
+    stops(&mut daemon).await;
     source.thaw();
+    daemon.restart();
+    daemon.wait_state("live").await;
+    source.kill9();
+    daemon.wait_status("lag", LONG, |status| lag(status) > 2.0).await;
+    stops(&mut daemon).await;
+    source.restart().await;
     daemon.restart();
     workload.stop().await;
     quiesce(&mut daemon, &source).await;

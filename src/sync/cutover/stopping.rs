@@ -8,7 +8,7 @@ use super::finishing::mirrored;
 use super::plan::named;
 use super::show;
 use crate::mongo::{Failure, ServerFacts, Version};
-use crate::retry::{Stopped, unless_stopped, until_reached};
+use crate::retry::{Stopped, unless_late, until_reached};
 use crate::source::{start, writes};
 use crate::status::{WallTime, WriteBlock, Writer};
 use crate::stop::Stop;
@@ -110,7 +110,8 @@ impl Cutover {
             // Given up before the answer, it might come into force later.
             let never = Stop::new();
             let asking = until_reached(deployment.side, &never, set);
-            let answer = unless_stopped(&stop, asking).await.and_then(|answer| answer);
+            let answer =
+                unless_late(&stop, writes::BLOCK_WITHIN, asking).await.and_then(|answer| answer);
             // Whoever waits for it may have given it up.
             let _gone = done.send(());
             answer
