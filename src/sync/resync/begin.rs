@@ -23,6 +23,10 @@ use crate::telemetry::events;
 /// Bytes that stay free on the target's disk.
 const SPARE_BYTES: u64 = 512 * 1024 * 1024;
 
+/// Collections in one run at the most, while others are followed: those wait while everything is put in its place, and
+/// each one takes two renames that the majority has to acknowledge. The rest waits for the next run.
+const RUN_COLLECTIONS_MAX: usize = 32;
+
 /// What a run is to copy, and from which moment on.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -38,7 +42,7 @@ impl Prepared {
     }
 }
 
-/// Prepares a run of everything that waits; `None` if the source lists none of it. The main replay goes on meanwhile:
+/// Prepares a run of what waits; `None` if the source lists none of it. The main replay goes on meanwhile:
 /// a definition that it carries out is replayed by the run as well, as one that comes during the copy.
 ///
 /// # Errors
@@ -65,15 +69,16 @@ pub(super) async fn prepare(main: Context, stop: Stop) -> Result<Option<Prepared
     Ok(Some(Prepared { catalogue, resume }))
 }
 
-/// UUIDs of what waits, with the databases on the source.
+/// UUIDs of what waits and is to be copied next, with the databases on the source.
 fn waiting(main: &Context) -> BTreeMap<Uuid, String> {
     let catalogue = main.catalogue.read();
-    let held = catalogue.repair.held.keys();
-    held.filter_map(|uuid| {
+    // Where nothing is followed, nothing waits.
+    let most = if catalogue.is_all_held() { usize::MAX } else { RUN_COLLECTIONS_MAX };
+    let held = catalogue.repair.held.keys().filter_map(|uuid| {
         let collection = catalogue.collections.get(uuid)?;
         Some((*uuid, collection.source.database.clone()))
-    })
-    .collect()
+    });
+    held.take(most).collect()
 }
 
 /// Whether a collection cannot be renamed, so that it is copied in its place.

@@ -1,10 +1,10 @@
 //! Copying some collections again while everything else is followed: the way in which a divergence is mended.
 //!
-//! A *run* takes all collections that are held and wait. It is a small migration of its own, with its own record and
-//! catalogue in the folder `resync` of the state directory: a moment to begin with, a copy into staging collections,
-//! a replay of what happened since from the spool, indexes. The main replay leaves the contents of these collections
-//! alone meanwhile. When the run has caught up, both replays stand at the same window end, and there the staging
-//! collections take their places ([`place`]); what they replace is kept for a while ([`kept`]).
+//! A *run* takes collections that are held and wait, so many at a time. It is a small migration of its own, with its
+//! own record and catalogue in the folder `resync` of the state directory: a moment to begin with, a copy into staging
+//! collections, a replay of what happened since from the spool, indexes. The main replay leaves the contents of these
+//! collections alone meanwhile. When the run has caught up, both replays stand at the same window end, and there the
+//! staging collections take their places ([`place`]); what they replace is kept for a while ([`kept`]).
 //!
 //! Renames and drops are carried out by the main replay alone, on what is there; the run looks up where a collection
 //! belongs only when it puts it there. After a kill the run goes on where its record says; if its files are not there

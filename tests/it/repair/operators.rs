@@ -86,6 +86,14 @@ async fn an_operator_may_have_anything_copied_again() {
     assert_eq!(status["replaced"].as_array().unwrap().len(), 6, "{status}");
     assert_eq!(daemon.post("/discard", &json!({})).await.unwrap().status, 200);
     assert_eq!(daemon.status().await.unwrap()["replaced"], json!([]));
+    // So many at a time that the others need not wait for long.
+    for n in 0..40 {
+        source.client().database("many").create_collection(format!("c{n}")).await.unwrap();
+    }
+    quiesce(&mut daemon, &source).await;
+    assert!(daemon.command(&["resync", "many", "--yes"]).status.success());
+    wait_mended(&mut daemon, &source, &target, 5).await;
+    assert_eq!(resynced(&daemon).len(), 46);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
