@@ -11,7 +11,7 @@ use super::indexing;
 use super::mending::Mending;
 use super::phase::{Event, Phase};
 use super::resync::kept;
-use super::track::{Carried, Track};
+use super::track::{Carried, ReadAhead, Track};
 use crate::exit::{Code, Exit};
 use crate::oplog::overflow::PartError;
 use crate::replay::apply::ApplyError;
@@ -22,7 +22,9 @@ use crate::status::{State, WallTime, WindowReport};
 use crate::stop::Stop;
 
 /// The part of the memory that a window may take: its documents are copied into commands, and the driver copies those.
-const WINDOW_SHARE: u64 = 6;
+const WINDOW_SHARE: u64 = 8;
+/// The part that may be read ahead of it.
+const AHEAD_SHARE: u64 = 16;
 /// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
 const GATHER_BEHIND: Duration = Duration::from_secs(5);
 
@@ -79,6 +81,8 @@ pub struct Follower {
     mending: Mending,
     /// Whether the target is the source at one moment at every window end, with its indexes.
     settled: bool,
+    /// Why nothing more could be read ahead.
+    failed_ahead: Option<Interrupted>,
 }
 
 impl Follower {
@@ -90,9 +94,10 @@ impl Follower {
         context.settled.store(false, Ordering::Relaxed);
         context.cutover.begins();
         let mut track = Track::new(&context, &context.config.state.directory)?;
-        track.set_scope(context.catalogue.read().scope());
+        track.set_scope(context.catalogue.read().scope())?;
         context.standing.resumes_at(track.resume());
-        Ok(Self { track, mending: Mending::default(), settled: false, context })
+        let mending = Mending::default();
+        Ok(Self { track, mending, settled: false, failed_ahead: None, context })
     }
 
     /// Follows until interrupted. What goes on beside it has ended when this returns.
@@ -123,10 +128,10 @@ impl Follower {
         }
         let began = Instant::now();
         let exhausted = self.gather(feed, stop).await?;
-        if let Some(carried) = self.carry_out(stop).await? {
+        if let Some(carried) = self.carry_out(feed, stop).await? {
             self.report(&carried, began);
             if carried.defines {
-                self.track.set_scope(self.context.catalogue.read().scope());
+                self.track.set_scope(self.context.catalogue.read().scope())?;
             }
         }
         // What the lease will say of a target that stands still is durable: nothing more is begun.
@@ -138,7 +143,8 @@ impl Follower {
         feed.consumed(self.mending.keeps(self.track.resume().read_from.ts));
         self.judge()?;
         let wants_spool = self.mending.needs_spool(&self.context);
-        let may_go_direct = exhausted && self.context.catalogue.read().indexes_built;
+        let may_go_direct =
+            exhausted && !self.track.is_gathering() && self.context.catalogue.read().indexes_built;
         match (feed.is_spooled(), wants_spool) {
             (false, true) => self.switch_to_spool(place, stop).await,
             (true, false) if may_go_direct => self.switch_to_source(place, stop).await,
@@ -158,8 +164,17 @@ impl Follower {
 
     /// Carries the window out, to its end even if a stop is asked for meanwhile, as long as that does not take long: a
     /// target that stands still at a window end can be compared, and nothing has to be applied twice.
-    async fn carry_out(&mut self, stop: &Stop) -> Result<Option<Carried>, Interrupted> {
+    async fn carry_out(
+        &mut self,
+        feed: &mut Feed,
+        stop: &Stop,
+    ) -> Result<Option<Carried>, Interrupted> {
         let late = Stop::new();
+        // What is held, or about to stand still, is decided at the end of this window.
+        let may_read =
+            !self.mending.needs_spool(&self.context) && !self.context.cutover.is_wanted();
+        let bytes_max = self.share_of_memory(AHEAD_SHARE);
+        let ahead = ReadAhead { feed, bytes_max, failed: &mut self.failed_ahead };
         let patience = async {
             stop.requested().await;
             tokio::time::sleep(END_WINDOW_WITHIN).await;
@@ -167,7 +182,7 @@ impl Follower {
             std::future::pending().await
         };
         tokio::select! {
-            carried = self.track.carry_out(&late) => carried,
+            carried = self.track.carry_out_reading(may_read.then_some(ahead), &late) => carried,
             () = patience => Err(Interrupted::Stop),
         }
     }
@@ -202,23 +217,27 @@ impl Follower {
     /// there were no more.
     async fn gather(&mut self, feed: &mut Feed, stop: &Stop) -> Result<bool, Interrupted> {
         let failed = |error: FeedError| feed_failure(&error);
-        let first = tokio::select! {
-            first = feed.next(stop) => first.map_err(failed)?,
-            // A source that is silent need not be waited for. Nothing is lost: what was taken would be returned.
-            () = self.context.cutover.wanted(), if self.settled => return Ok(false),
-        };
-        stop.check()?;
-        if first.is_empty() && self.track.has_reached() {
-            if matches!(feed, Feed::Direct(_)) {
-                self.context.standing.source_exhausted();
+        if let Some(interrupted) = self.failed_ahead.take() {
+            return Err(interrupted);
+        }
+        if !self.track.is_gathering() {
+            let first = tokio::select! {
+                first = feed.next(stop) => first.map_err(failed)?,
+                // A source that is silent need not be waited for. Nothing is lost: what was taken would be returned.
+                () = self.context.cutover.wanted(), if self.settled => return Ok(false),
+            };
+            stop.check()?;
+            if first.is_empty() && self.track.has_reached() {
+                if matches!(feed, Feed::Direct(_)) {
+                    self.context.standing.source_exhausted();
+                }
+                return Ok(true);
             }
-            return Ok(true);
+            self.take(&first)?;
         }
         let began = Instant::now();
         let longest = self.gather_limit();
-        let bytes_max = usize::try_from(self.context.tuning.get().memory_bytes_max / WINDOW_SHARE)
-            .unwrap_or(usize::MAX);
-        self.take(&first)?;
+        let bytes_max = self.share_of_memory(WINDOW_SHARE);
         loop {
             let reached = self.track.has_reached();
             if reached && (self.track.bytes() >= bytes_max || began.elapsed() >= longest) {
@@ -237,6 +256,10 @@ impl Follower {
         }
     }
 
+    fn share_of_memory(&self, share: u64) -> usize {
+        usize::try_from(self.context.tuning.get().memory_bytes_max / share).unwrap_or(usize::MAX)
+    }
+
     fn gather_limit(&self) -> Duration {
         match self.context.board.state() {
             State::Live | State::CuttingOver => self.context.tuning.get().window,
@@ -246,10 +269,15 @@ impl Follower {
 
     fn take(&mut self, entries: &super::feed::Entries) -> Result<(), Interrupted> {
         self.track.take(entries)?;
+        self.show_in_hand();
+        Ok(())
+    }
+
+    /// The window in the making counts as behind from its first entry on.
+    fn show_in_hand(&self) {
         if let Some(first_wall_ms) = self.track.first_wall_ms() {
             self.context.standing.window_from(first_wall_ms);
         }
-        Ok(())
     }
 
     fn report(&self, carried: &Carried, began: Instant) {
@@ -259,6 +287,7 @@ impl Follower {
             kept::show(&self.context);
         }
         self.context.standing.resumes_at(end);
+        self.show_in_hand();
         let from = before.map_or(first_wall_ms, |resume| resume.wall_ms);
         self.context.board.update(|status| {
             status.window = Some(WindowReport {

@@ -50,7 +50,7 @@ impl Mending {
         }
         if !found.is_empty() {
             hold(main, found)?;
-            track.set_scope(main.catalogue.read().scope());
+            track.set_scope(main.catalogue.read().scope())?;
         }
         if let Feed::Spooled { reader, .. } = feed {
             if !self.taken_up {
@@ -59,7 +59,7 @@ impl Mending {
             }
             let at = track.resume();
             if self.resync.at_window_end(main, at, reader, stop).await? == Outcome::Changed {
-                track.set_scope(main.catalogue.read().scope());
+                track.set_scope(main.catalogue.read().scope())?;
             }
         }
         if main.desk.is_asked() {

@@ -5,19 +5,23 @@
 //! Each has a record and a catalogue of its own, which its context holds.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
 use bson::RawDocument;
+use tokio::task::JoinSet;
 
 use super::context::{Context, Interrupted};
-use super::feed::Entries;
+use super::feed::{Entries, Feed};
+use super::following::feed_failure;
 use super::record::Totals;
 use crate::exit::{Code, Exit};
 use crate::namespace::Namespace;
 use crate::oplog::overflow::Spill;
 use crate::position::{OpTime, Ts};
 use crate::replay::apply::Applier;
+use crate::replay::plan::Plan;
 use crate::replay::scope::Scope;
 use crate::replay::window::{EntryError, ResumePoint, Window, WindowBuilder};
 use crate::spool::OverflowDirectory;
@@ -86,8 +90,12 @@ impl Track {
     }
 
     /// Replays these only, from the next entry on.
-    pub fn set_scope(&mut self, scope: Scope) {
+    ///
+    /// # Errors
+    /// [`Interrupted::Again`] if entries were read ahead for what was in force before: they have to be read again.
+    pub fn set_scope(&mut self, scope: Scope) -> Result<(), Interrupted> {
         self.builder.set_scope(scope);
+        if self.is_gathering() { Err(Interrupted::Again) } else { Ok(()) }
     }
 
     /// Takes the next entry into the window in the making.
@@ -95,7 +103,7 @@ impl Track {
     /// # Errors
     /// It cannot be carried.
     pub fn push(&mut self, entry: &RawDocument) -> Result<(), Interrupted> {
-        self.builder.push(entry).map_err(cannot_carry)
+        push(&mut self.builder, entry)
     }
 
     /// Takes entries into the window in the making.
@@ -103,14 +111,19 @@ impl Track {
     /// # Errors
     /// One of them cannot be carried.
     pub fn take(&mut self, entries: &Entries) -> Result<(), Interrupted> {
-        // A large transaction goes to the disk.
-        tokio::task::block_in_place(|| entries.try_each(|entry| self.push(entry)))
+        take(&mut self.builder, entries)
     }
 
     /// Whether the window in the making may end, or was begun before a restart and has to go further.
     #[must_use]
     pub fn has_reached(&self) -> bool {
         self.builder.last_read().ts >= self.reach
+    }
+
+    /// Whether there is something in the window in the making.
+    #[must_use]
+    pub fn is_gathering(&self) -> bool {
+        self.builder.end().is_some()
     }
 
     /// Bytes held by the window in the making and by open transactions.
@@ -154,6 +167,19 @@ impl Track {
     /// # Errors
     /// [`Interrupted`]: part of it may be on the target, and its intent is durable.
     pub async fn carry_out(&mut self, stop: &Stop) -> Result<Option<Carried>, Interrupted> {
+        self.carry_out_reading(None, stop).await
+    }
+
+    /// The same, while the next window is begun with what `ahead` gives. Not while a window defines something: what the
+    /// next entries concern is known afterwards.
+    ///
+    /// # Errors
+    /// As [`Track::carry_out`].
+    pub async fn carry_out_reading(
+        &mut self,
+        ahead: Option<ReadAhead<'_>>,
+        stop: &Stop,
+    ) -> Result<Option<Carried>, Interrupted> {
         let Some(window) = self.builder.finish() else { return Ok(None) };
         let records = &self.context.records;
         let before = records.get();
@@ -172,7 +198,16 @@ impl Track {
                 catalogue.change(|catalogue| catalogue.making.extend(created));
                 catalogue.save()?;
             }
-            self.applier.apply(plan, tolerant, stop).await?;
+            match ahead.filter(|_| !defines) {
+                Some(ahead) => {
+                    let applying = applying(&self.applier, plan, tolerant, stop);
+                    tokio::select! {
+                        applied = applying => applied?,
+                        never = ahead.read(&mut self.builder, stop) => match never {},
+                    }
+                }
+                None => self.applier.apply(plan, tolerant, stop).await?,
+            }
             if defines {
                 catalogue.change(|catalogue| catalogue.making.clear());
                 catalogue.save()?;
@@ -189,6 +224,54 @@ impl Track {
     }
 }
 
+/// Applies a plan on another thread than the one that reads ahead. Dropped, it ends.
+async fn applying(
+    applier: &Applier,
+    plan: Plan,
+    tolerant: bool,
+    stop: &Stop,
+) -> Result<(), Interrupted> {
+    let (applier, stop) = (applier.clone(), stop.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { applier.apply(plan, tolerant, &stop).await });
+    match tasks.join_next().await {
+        Some(Ok(applied)) => Ok(applied?),
+        Some(Err(panic)) => {
+            let text = format!("internal error: {panic}");
+            Err(Interrupted::Exit(Exit::new(Code::Internal, text)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Reads the beginning of the next window while one is applied.
+#[derive(Debug)]
+pub struct ReadAhead<'a> {
+    /// Where from.
+    pub feed: &'a mut Feed,
+    /// Bytes taken at the most, but for one fetch.
+    pub bytes_max: usize,
+    /// Why reading came to an end, for whoever reads on.
+    pub failed: &'a mut Option<Interrupted>,
+}
+
+impl ReadAhead<'_> {
+    /// Reads until dropped.
+    async fn read(self, builder: &mut WindowBuilder, stop: &Stop) -> Infallible {
+        while builder.bytes() < self.bytes_max && !stop.is_requested() {
+            let taken = match self.feed.next(stop).await {
+                Ok(entries) => take(builder, &entries),
+                Err(error) => Err(feed_failure(&error)),
+            };
+            if let Err(interrupted) = taken {
+                *self.failed = Some(interrupted);
+                break;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 /// The folder for long transactions, in the state directory.
 pub const TRANSACTIONS_FOLDER: &str = "transactions";
 
@@ -198,6 +281,15 @@ fn spill(context: &Context, folder: &Path) -> Result<Spill, Interrupted> {
         .map_err(|error| Interrupted::Exit(Exit::new(Code::Disk, error.to_string())))?;
     let memory_bytes_max = context.tuning.get().memory_bytes_max / TRANSACTIONS_SHARE;
     Ok(Spill { place: Arc::new(place), memory_bytes_max })
+}
+
+fn push(builder: &mut WindowBuilder, entry: &RawDocument) -> Result<(), Interrupted> {
+    builder.push(entry).map_err(cannot_carry)
+}
+
+fn take(builder: &mut WindowBuilder, entries: &Entries) -> Result<(), Interrupted> {
+    // A large transaction goes to the disk.
+    tokio::task::block_in_place(|| entries.try_each(|entry| push(builder, entry)))
 }
 
 fn cannot_carry(error: EntryError) -> Interrupted {

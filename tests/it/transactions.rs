@@ -229,7 +229,7 @@ async fn a_large_transaction_takes_little_memory() {
     let roomy = || {
         let mut options =
             ReplicaSetOptions::default().parameter("transactionLifetimeLimitSeconds=900");
-        options.args.extend(["--wiredTigerCacheSizeGB", "2"].map(str::to_owned));
+        options.args.extend(["--wiredTigerCacheSizeGB", "4"].map(str::to_owned));
         options.oplog_mb(1024)
     };
     let Pair { source, target } = Pair::with(roomy(), roomy()).await;

@@ -146,7 +146,7 @@ async fn catch_up(
     stop: &Stop,
 ) -> Result<CaughtUp, Interrupted> {
     let mut track = Track::new(run, &super::folder(main))?;
-    track.set_scope(Scope::Only(run.catalogue.read().collections.keys().copied().collect()));
+    track.set_scope(Scope::Only(run.catalogue.read().collections.keys().copied().collect()))?;
     loop {
         stop.check()?;
         let exhausted = gather(&mut track, &mut reader)?;
