@@ -16,10 +16,6 @@ const RENEWED_WITHIN: Duration = Duration::from_secs(8);
 const HELD: Option<i32> = Some(75);
 const WAITING: &str = "waiting for what was left in flight";
 
-fn lease(target: &ReplicaSet) -> mongodb::Collection<Document> {
-    target.client().database("snapsync").collection("lease")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_loses_its_lease_ends() {
     let Pair { source, target } = Pair::start().await;
@@ -27,10 +23,10 @@ async fn a_daemon_that_loses_its_lease_ends() {
     orders.insert_one(doc! {"_id": 1}).await.unwrap();
     let mut daemon = Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF));
     daemon.wait_state("live").await;
-    let found = lease(&target).find_one(doc! {}).await.unwrap().unwrap();
+    let found = target.leases().find_one(doc! {}).await.unwrap().unwrap();
     let id = doc! {"_id": found.get("_id")};
     let theirs = doc! {"$set": {"home": "elsewhere", "owner": "somebody else"}, "$inc": {"generation": 1_i64}};
-    lease(&target).update_one(id.clone(), theirs).await.unwrap();
+    target.leases().update_one(id.clone(), theirs).await.unwrap();
     let status = daemon.wait_exit(RENEWED_WITHIN).await;
     assert_eq!(status.code(), HELD, "{}", daemon.log_tail());
     assert_eq!(daemon.log_lines("taken by somebody else").len(), 1, "{}", daemon.log_tail());
@@ -40,14 +36,14 @@ async fn a_daemon_that_loses_its_lease_ends() {
     daemon.restart();
     assert_eq!(daemon.wait_exit(Duration::from_secs(30)).await.code(), HELD);
     let expired = vec![doc! {"$set": {"expires": {"$subtract": ["$$NOW", 1000]}}}];
-    lease(&target).update_one(id, expired).await.unwrap();
+    target.leases().update_one(id, expired).await.unwrap();
     daemon.restart();
     quiesce(&mut daemon, &source).await;
     assert_equal(&source, &target).await;
 
     // Without the lease nobody knows any more what the target holds: a person has to say.
     wait_mirrored(&target, 2).await;
-    lease(&target).delete_many(doc! {}).await.unwrap();
+    target.leases().delete_many(doc! {}).await.unwrap();
     assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
     daemon.restart();
     let status = daemon.wait_state("halted").await;
@@ -86,7 +82,7 @@ async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
         if id == 1 {
             // A lease that is lost at this point is lost all the same.
             let lost = doc! {"$inc": {"generation": 1_i64}, "$set": {"owner": "somebody else"}};
-            lease(&target).update_one(doc! {}, lost).await.unwrap();
+            target.leases().update_one(doc! {}, lost).await.unwrap();
             assert_eq!(daemon.wait_exit(RENEWED_WITHIN).await.code(), HELD);
             daemon.restart();
         }
@@ -111,7 +107,7 @@ async fn a_write_that_a_killed_daemon_left_in_flight_does_not_land() {
 
     // It never heard what became of that write: whoever takes the lease next has to fence its sessions off.
     let sessions = async || {
-        let found = lease(&target).find_one(doc! {}).await.unwrap().unwrap();
+        let found = target.leases().find_one(doc! {}).await.unwrap().unwrap();
         found.get_array("sessions").unwrap().len()
     };
     daemon.terminate().await;

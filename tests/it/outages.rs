@@ -221,42 +221,35 @@ async fn fail_over(set: &mut ReplicaSet) {
     set.members[primary].restart().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_source_fails_over() {
-    let source = ReplicaSetOptions::default().members(3);
-    let Pair { mut source, target } = Pair::with(source, ReplicaSetOptions::default()).await;
-    fill(source.client(), 1500).await;
-    let churn = Churn::start(source.client(), 31).await;
-    let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
-    let mut daemon =
-        Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW).toml(LENIENT));
+/// One side fails over while everything is copied, and while it is followed.
+async fn fails_over(mut pair: Pair, seed: u64, side: fn(&mut Pair) -> &mut ReplicaSet) {
+    fill(pair.source.client(), 1500).await;
+    let churn = Churn::start(pair.source.client(), seed).await;
+    let workload = Workload::start(pair.source.client(), WorkloadOptions::default()).await;
+    let options = DaemonOptions::new(&pair.source, &pair.target);
+    let mut daemon = Daemon::start(options.toml(BRIEF).toml(SLOW).toml(LENIENT));
     wait_copied(&mut daemon, 400).await;
-    fail_over(&mut source).await;
+    fail_over(side(&mut pair)).await;
     daemon.wait_state("live").await;
-    fail_over(&mut source).await;
+    fail_over(side(&mut pair)).await;
     tokio::join!(churn.stop(), workload.stop());
-    quiesce(&mut daemon, &source).await;
-    assert_equal(&source, &target).await;
+    quiesce(&mut daemon, &pair.source).await;
+    assert_equal(&pair.source, &pair.target).await;
     assert_never_restarted(&mut daemon);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_fails_over() {
+    let three = ReplicaSetOptions::default().members(3);
+    let pair = Pair::with(three, ReplicaSetOptions::default()).await;
+    fails_over(pair, 31, |pair| &mut pair.source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_target_fails_over() {
-    let target = ReplicaSetOptions::default().members(3);
-    let Pair { source, mut target } = Pair::with(ReplicaSetOptions::default(), target).await;
-    fill(source.client(), 1500).await;
-    let churn = Churn::start(source.client(), 41).await;
-    let workload = Workload::start(source.client(), WorkloadOptions::default()).await;
-    let mut daemon =
-        Daemon::start(DaemonOptions::new(&source, &target).toml(BRIEF).toml(SLOW).toml(LENIENT));
-    wait_copied(&mut daemon, 400).await;
-    fail_over(&mut target).await;
-    daemon.wait_state("live").await;
-    fail_over(&mut target).await;
-    tokio::join!(churn.stop(), workload.stop());
-    quiesce(&mut daemon, &source).await;
-    assert_equal(&source, &target).await;
-    assert_never_restarted(&mut daemon);
+    let three = ReplicaSetOptions::default().members(3);
+    let pair = Pair::with(ReplicaSetOptions::default(), three).await;
+    fails_over(pair, 41, |pair| &mut pair.target).await;
 }
 
 /// What the source acknowledged alone and then took back must never be on the target.

@@ -289,7 +289,7 @@ async fn level(shop: &mut Daemon, rest: &mut Daemon, source: &ReplicaSet, target
 
 /// The sessions that whoever holds the lease for this database writes in.
 async fn sessions(target: &ReplicaSet, database: &str) -> Vec<Bson> {
-    let leases = target.client().database("snapsync").collection::<Document>("lease");
+    let leases = target.leases();
     let only = if database == "shop" { "shop" } else { "*" };
     let lease = leases.find_one(doc! {"set.claims.database": only}).await.unwrap().unwrap();
     let sessions = lease.get_array("sessions").unwrap().clone();

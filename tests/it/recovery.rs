@@ -14,22 +14,18 @@ const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
 const HELD: Option<i32> = Some(75);
 const LONG: Duration = Duration::from_secs(120);
 
-fn leases(target: &ReplicaSet) -> mongodb::Collection<Document> {
-    target.client().database("snapsync").collection("lease")
-}
-
 /// Waits until the record has been mirrored that often.
 pub(crate) async fn wait_mirrored(target: &ReplicaSet, times: i64) {
     let mirrored = doc! {"mirror.sequence": {"$gte": times}};
     wait_for("the record to be mirrored", LONG, || async {
-        let found = leases(target).find_one(mirrored.clone()).await;
+        let found = target.leases().find_one(mirrored.clone()).await;
         found.map_err(|error| error.to_string())?.map(drop).ok_or_else(|| "not yet".to_owned())
     })
     .await;
 }
 
 async fn sequence(target: &ReplicaSet) -> i64 {
-    let lease = leases(target).find_one(doc! {}).await.unwrap().unwrap();
+    let lease = target.leases().find_one(doc! {}).await.unwrap().unwrap();
     lease.get_document("mirror").unwrap().get_i64("sequence").unwrap()
 }
 
@@ -89,7 +85,7 @@ async fn a_lost_state_directory_is_taken_from_the_target() {
         if round > 0 {
             assert_eq!(daemon.wait_exit(LONG).await.code(), HELD, "{}", daemon.log_tail());
             let past = vec![doc! {"$set": {"expires": {"$subtract": ["$$NOW", 1000]}}}];
-            leases(&target).update_many(doc! {}, past).await.unwrap();
+            target.leases().update_many(doc! {}, past).await.unwrap();
             daemon.restart();
         }
         daemon.wait_state("live").await;
@@ -205,7 +201,7 @@ async fn the_documented_roles_are_enough_to_know_the_replica_sets() {
     let mut daemon = Daemon::start(DaemonOptions::with_uris(&uris[0], &uris[1]).toml(BRIEF));
     daemon.wait_state("live").await;
     wait_mirrored(&target, 1).await;
-    let lease = leases(&target).find_one(doc! {}).await.unwrap().unwrap();
+    let lease = target.leases().find_one(doc! {}).await.unwrap().unwrap();
     let record = lease.get_document("mirror").unwrap().get_str("record").unwrap();
     let record: Value = serde_json::from_str(record).unwrap();
     assert!(record["replica_sets"]["source"].is_string(), "{record}");

@@ -274,7 +274,7 @@ async fn a_second_daemon() {
 
 /// Who holds the lease, in which generation.
 async fn lease(target: &ReplicaSet) -> (String, i64) {
-    let leases = target.client().database("snapsync").collection::<Document>("lease");
+    let leases = target.leases();
     let lease = leases.find_one(doc! {}).await.unwrap().expect("a lease");
     let owner = lease.get_str("_id").unwrap().to_owned();
     (owner, lease.get_i64("generation").unwrap())

@@ -15,14 +15,10 @@ const BRIEF: &str = "[sync]\nwindow = \"200ms\"";
 const HELD: Option<i32> = Some(75);
 const LONG: Duration = Duration::from_secs(120);
 
-fn leases(target: &ReplicaSet) -> mongodb::Collection<Document> {
-    target.client().database("snapsync").collection("lease")
-}
-
 /// Lets every lease on the target expire, as time would.
 async fn expire(target: &ReplicaSet) {
     let past = vec![doc! {"$set": {"expires": {"$subtract": ["$$NOW", 1000]}}}];
-    leases(target).update_many(doc! {}, past).await.unwrap();
+    target.leases().update_many(doc! {}, past).await.unwrap();
 }
 
 /// How many entries of the target's oplog were written in these sessions, other than by whoever fenced them off.
@@ -187,7 +183,7 @@ async fn take_over(
 /// Wakes a daemon whose lease another one has taken: it must end, and write nothing.
 async fn wake(daemon: &mut Daemon, successor: &mut Daemon, target: &ReplicaSet) {
     let lease =
-        leases(target).find_one(doc! {"fenced.0": {"$exists": true}}).await.unwrap().unwrap();
+        target.leases().find_one(doc! {"fenced.0": {"$exists": true}}).await.unwrap().unwrap();
     let fenced = lease.get_array("fenced").unwrap();
     let before = written_in(target, fenced).await;
     assert!(before > 0, "these were not the sessions it wrote in");

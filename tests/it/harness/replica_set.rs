@@ -114,6 +114,11 @@ impl ReplicaSet {
         Self { members, name, options, client, _key: key }
     }
 
+    /// The leases of those who write here.
+    pub fn leases(&self) -> mongodb::Collection<Document> {
+        self.client().database("snapsync").collection("lease")
+    }
+
     /// A client of the whole set that writes with majority and finds the primary by itself.
     pub fn client(&self) -> &Client {
         &self.client
