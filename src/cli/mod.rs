@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Inputs;
+use crate::config::{Config, Inputs, Loaded};
 use crate::exit::{Code, Exit};
 use crate::http::control::Wish;
 use crate::telemetry::{logging, without_credentials};
@@ -265,6 +265,11 @@ fn control_socket(inputs: &Inputs) -> Result<PathBuf, Exit> {
         .map_err(|errors| Exit::new(Code::Config, errors.to_string()))?;
     let socket = sockets.iter().find(|socket| socket.exists()).or(sockets.first());
     socket.cloned().ok_or_else(|| Exit::new(Code::Config, "no control socket is configured"))
+}
+
+/// The configuration, or what the command ends with.
+fn load(inputs: &Inputs) -> Result<Loaded, Exit> {
+    Ok(Config::load(inputs)?)
 }
 
 /// Runs a command to its end on a runtime of its own.
