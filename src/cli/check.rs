@@ -52,7 +52,7 @@ async fn all(config: &Config) -> Result<Vec<Check>, Exit> {
     let source = startup::connect(config, Side::Source, "snapsync check", CONNECTIONS).await?;
     let target = startup::connect(config, Side::Target, "snapsync check", CONNECTIONS).await?;
     let (mut checks, _, target_facts) =
-        preflight::check(&source, &target, config).await.map_err(at_start)?;
+        preflight::check(&source, &target, config, true).await.map_err(at_start)?;
     // The rest asks for what the first part found missing.
     if checks.iter().all(|check| check.verdict != Verdict::Fail) {
         let rest =
