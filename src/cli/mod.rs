@@ -141,8 +141,9 @@ enum Command {
     Reverse(reverse::Options),
     /// Copies collections of one database into another one, all as of one moment, once
     ///
-    /// What [snapshot] says. Each collection takes the place of its old copy in one step, when all of them are complete;
-    /// until then the old ones stay. Exit code 1 if anything is missing in the end, 75 if another one is under way.
+    /// What the section snapshot says. Each collection takes the place of its old copy in one step, when all of them
+    /// are complete; until then the old ones stay. Exit code 1 if anything is missing in the end, 75 if another one is
+    /// under way.
     ///
     /// Example: snapsync snapshot --config /etc/snapsync/nightly.toml
     Snapshot {

@@ -1,10 +1,10 @@
 //! Snapshots: some collections of one database, all as of one moment, in another database; once, and then the program
 //! ends.
 //!
-//! A snapshot is a migration that never goes live. Everything is copied into a stage beside its place while the oplog is
-//! spooled; the oplog is applied up to one optime, which all collections then have in common, however long the copy took;
-//! and one after another they take their places, each in one step. Whatever happens before that leaves the old snapshot
-//! as it was. What is left of a stage is dropped by the next run, which knows it by its names.
+//! A snapshot is a migration that never goes live. Everything is copied into a stage beside its place while the oplog
+//! is spooled; the oplog is applied up to one optime, which all collections then have in common, however long the copy
+//! took; and one after another they take their places, each in one step. Whatever happens before that leaves the old
+//! snapshot as it was. What is left of a stage is dropped by the next run, which knows it by its names.
 //!
 //! Owns the order of these steps and what is told of them. The work is that of the daemon: its copy, its spool, its
 //! replay, its lease.

@@ -116,8 +116,8 @@ pub(super) async fn start(
     Ok((context, sides, Held { lease: grant.lease, tasks, keeping }))
 }
 
-/// What no other may write meanwhile: the collections, and the one that describes the snapshot. So of two snapshots into
-/// one database there is one at a time, whatever is staged there.
+/// What no other may write meanwhile: the collections, and the one that describes the snapshot. So of two snapshots
+/// into one database there is one at a time, whatever is staged there.
 fn claims(config: &Config) -> TargetSet {
     let mut set = config.sync.selection.target_set();
     set.claims.push(Claim {
