@@ -45,7 +45,7 @@ lay_out() {
   put() { install -D -m "$1" "${@:3}" -t "$root/$2"; }
   put 755 usr/bin "$stage/bin/snapsync"
   put 640 etc/snapsync packaging/snapsync.toml
-  put 644 usr/lib/systemd/system systemd/*.service
+  put 644 usr/lib/systemd/system systemd/*.service systemd/*.timer
   put 644 usr/lib/systemd/catalog packaging/snapsync.catalog
   install -D -m 644 packaging/debian/snapsync.sysusers "$root/usr/lib/sysusers.d/snapsync.conf"
   put 644 usr/share/man/man1 "$stage"/man/*.1

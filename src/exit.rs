@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use crate::config::ConfigErrors;
 use crate::mongo::{Error, Failure};
 
 /// What the exit code says.
@@ -65,6 +66,13 @@ impl Exit {
             Failure::Server(_) | Failure::Other => (Code::Config, "run `snapsync check`"),
         };
         Self::new(code, format!("{error}; {mend}"))
+    }
+}
+
+impl From<ConfigErrors> for Exit {
+    fn from(errors: ConfigErrors) -> Self {
+        let code = if errors.has_password_argument() { Code::Usage } else { Code::Config };
+        Self::new(code, errors.to_string())
     }
 }
 

@@ -20,6 +20,7 @@ pub mod position;
 pub mod replay;
 pub mod retry;
 pub mod selection;
+pub mod snapshot;
 pub mod source;
 pub mod spool;
 pub mod state;

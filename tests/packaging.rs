@@ -47,6 +47,26 @@ fn the_unit_for_instances_is_the_unit_with_other_names() {
     assert_eq!(unit, expected);
 }
 
+/// The unit for snapshots is locked down as the daemon's is, and runs a command that there is.
+#[test]
+fn the_unit_for_snapshots_may_do_no_more_than_the_daemon() {
+    let rules = |unit: &str| -> Vec<String> {
+        let unit = read(unit);
+        let (_, rules) = unit.split_once("\nCapabilityBoundingSet=").unwrap();
+        let rules = rules.split("\n[Install]").next().unwrap();
+        rules.lines().filter(|line| line.contains('=')).map(str::to_owned).collect()
+    };
+    let daemon = rules("systemd/snapsync@.service");
+    assert!(daemon.len() > 20, "{daemon:?}");
+    assert_eq!(rules("systemd/snapsync-snapshot@.service"), daemon);
+    let unit = read("systemd/snapsync-snapshot@.service");
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    assert_understood(start.split(' '));
+    assert!(unit.contains("\nType=oneshot\n") && !unit.contains("[Install]"));
+    let timer = read("systemd/snapsync-snapshot@.timer");
+    assert!(timer.contains("\nOnCalendar=") && timer.contains("\nWantedBy=timers.target\n"));
+}
+
 #[test]
 fn the_shipped_configuration_is_refused_with_what_to_do() {
     let output = Command::new(env!("CARGO_BIN_EXE_snapsync"))
@@ -216,11 +236,12 @@ fn the_chart_is_of_this_version_and_sets_keys_that_exist() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
     let values = read("packaging/helm/snapsync/values.yaml");
     let values: serde_yaml_ng::Value = serde_yaml_ng::from_str(&values).unwrap();
-    let config = values["config"].as_str().unwrap().parse::<toml::Table>().unwrap();
-    for (section, keys) in &config {
-        for key in keys.as_table().unwrap().keys() {
-            let name = format!("{section}.{key}");
-            assert!(snapsync::config::keys::find(&name).is_some(), "there is no {name}");
+    for config in [&values["config"], &values["snapshot"]["config"]] {
+        for (section, keys) in &config.as_str().unwrap().parse::<toml::Table>().unwrap() {
+            for key in keys.as_table().unwrap().keys() {
+                let name = format!("{section}.{key}");
+                assert!(snapsync::config::keys::find(&name).is_some(), "there is no {name}");
+            }
         }
     }
 }
@@ -243,22 +264,10 @@ fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
         assert_eq!(deployment["replicas"], 1);
         assert_eq!(deployment["strategy"]["type"], "Recreate");
         assert_eq!(deployment["progressDeadlineSeconds"], i32::MAX, "a copy is no failed rollout");
-        let pod = &deployment["template"]["spec"];
-        assert_eq!(pod["automountServiceAccountToken"], false);
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-        let container = &pod["containers"][0];
-        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
-        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
-        assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
+        let container = least_privileged(&deployment["template"]["spec"]);
         // No probe may end a daemon that only copies.
         let probe = &container["livenessProbe"];
         assert_ne!(probe["httpGet"]["path"], "/health/ready");
-        for variable in container["env"].as_sequence().unwrap() {
-            let name = variable["name"].as_str().unwrap();
-            let key = name.strip_prefix("SNAPSYNC__").unwrap().to_lowercase().replace("__", ".");
-            assert!(snapsync::config::keys::find(&key).is_some(), "there is no {key}");
-        }
         let with_http = values.contains("tokenKey");
         assert_eq!(documents.iter().any(|document| document["kind"] == "Service"), with_http);
         let ready = &container["readinessProbe"];
@@ -271,6 +280,58 @@ fn the_chart_runs_one_daemon_with_no_more_rights_than_it_needs() {
         }
         of_kind(&documents, "PersistentVolumeClaim");
     }
+}
+
+/// The one container of a Pod that can do no more than it has to.
+fn least_privileged(pod: &serde_yaml_ng::Value) -> &serde_yaml_ng::Value {
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    let container = &pod["containers"][0];
+    assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+    assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
+    for variable in container["env"].as_sequence().unwrap() {
+        let name = variable["name"].as_str().unwrap();
+        let key = name.strip_prefix("SNAPSYNC__").unwrap().to_lowercase().replace("__", ".");
+        assert!(snapsync::config::keys::find(&key).is_some(), "there is no {key}");
+    }
+    container
+}
+
+#[test]
+#[ignore = "wants helm, and is run by `make test-charts`"]
+fn the_chart_makes_snapshots_with_or_without_a_daemon() {
+    let helm = tool("helm", "go install helm.sh/helm/v3/cmd/helm@latest");
+    let snapshots = "secret.name=uris,snapshot.enabled=true";
+    for (values, has_daemon) in
+        [(snapshots.to_owned(), true), (format!("{snapshots},daemon=false"), false)]
+    {
+        let documents = rendered(&helm, &values).unwrap();
+        let is_there = |kind: &str| documents.iter().any(|document| document["kind"] == kind);
+        let of_daemon = ["Deployment", "PersistentVolumeClaim"].map(is_there);
+        assert_eq!(of_daemon, [has_daemon; 2]);
+        let cron = &of_kind(&documents, "CronJob")["spec"];
+        assert_eq!(cron["concurrencyPolicy"], "Forbid");
+        assert_eq!(cron["schedule"], "0 3 * * 0");
+        let job = &cron["jobTemplate"]["spec"];
+        assert_eq!(job["backoffLimit"], 0);
+        assert_eq!(job["template"]["spec"]["restartPolicy"], "Never");
+        let container = least_privileged(&job["template"]["spec"]);
+        let arguments = container["args"].as_sequence().unwrap().iter();
+        let arguments = arguments.map(|word| word.as_str().unwrap());
+        assert_understood(std::iter::once("/usr/bin/snapsync").chain(arguments));
+        let labels = &job["template"]["metadata"]["labels"];
+        assert_ne!(labels["app.kubernetes.io/name"], "snapsync", "the Service would select it");
+        let volumes = job["template"]["spec"]["volumes"].as_sequence().unwrap();
+        let config = volumes.iter().find(|volume| volume["name"] == "config").unwrap();
+        let named = &config["configMap"]["name"];
+        assert!(documents.iter().any(|document| {
+            document["kind"] == "ConfigMap" && document["metadata"]["name"] == *named
+        }));
+    }
+    let documents = rendered(&helm, "secret.name=uris").unwrap();
+    assert!(!documents.iter().any(|document| document["kind"] == "CronJob"), "only when asked for");
 }
 
 /// A command line of the program that its own parser takes.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{block_on, fail, output};
+use super::{block_on, fail, load, output};
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Inputs, OnExistingData};
 use crate::copy::prepare;
@@ -21,13 +21,9 @@ const COPY_BYTES_PER_SECOND: u64 = 20 * 1024 * 1024;
 const CONNECTIONS: u32 = 2;
 
 pub(super) fn run(inputs: &Inputs, json: bool) -> ExitCode {
-    let config = match Config::load(inputs) {
+    let config = match load(inputs) {
         Ok(loaded) => loaded.config,
-        Err(errors) => {
-            let usage = errors.has_password_argument();
-            let code = if usage { Code::Usage } else { Code::Config };
-            return fail(&Exit::new(code, errors.to_string()));
-        }
+        Err(exit) => return fail(&exit),
     };
     let checks = block_on(all(&config));
     match checks {
@@ -56,7 +52,7 @@ async fn all(config: &Config) -> Result<Vec<Check>, Exit> {
     let source = startup::connect(config, Side::Source, "snapsync check", CONNECTIONS).await?;
     let target = startup::connect(config, Side::Target, "snapsync check", CONNECTIONS).await?;
     let (mut checks, _, target_facts) =
-        preflight::check(&source, &target, config).await.map_err(at_start)?;
+        preflight::check(&source, &target, config, true).await.map_err(at_start)?;
     // The rest asks for what the first part found missing.
     if checks.iter().all(|check| check.verdict != Verdict::Fail) {
         let rest =

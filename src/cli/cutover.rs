@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{block_on, control_socket, fail, output, wishes};
-use crate::config::{Config, Inputs, parse_duration};
+use super::{block_on, control_socket, fail, load, output, wishes};
+use crate::config::{Inputs, parse_duration};
 use crate::exit::{Code, Exit};
 use crate::http::client::{self, ClientError};
 use crate::http::control::CutoverOptions;
@@ -128,8 +128,7 @@ async fn carry_out(
 
 /// Decides in the state directory; the daemon, started again, brings it to its end.
 async fn without_daemon(inputs: &Inputs) -> Result<(), Exit> {
-    let config =
-        Config::load(inputs).map_err(|errors| Exit::new(Code::Config, errors.to_string()))?.config;
+    let config = load(inputs)?.config;
     let options = CutoverOptions { source_lost: true, by: user(), ..CutoverOptions::default() };
     let at = lose_source_unattended(&config, &options).await?;
     let wall = WallTime::from_ms(at.wall_ms);

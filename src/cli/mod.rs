@@ -7,6 +7,7 @@ pub mod output;
 mod reset;
 mod reverse;
 mod run;
+mod snapshot;
 pub mod status;
 mod verify;
 mod wishes;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Inputs;
+use crate::config::{Config, Inputs, Loaded};
 use crate::exit::{Code, Exit};
 use crate::http::control::Wish;
 use crate::telemetry::{logging, without_credentials};
@@ -138,6 +139,21 @@ enum Command {
     ///
     /// Example: snapsync reverse --output /etc/snapsync/reverse.toml
     Reverse(reverse::Options),
+    /// Copies collections of one database into another one, all as of one moment, once
+    ///
+    /// What the section snapshot says. Each collection takes the place of its old copy in one step, when all of them
+    /// are complete; until then the old ones stay. Exit code 1 if anything is missing in the end, 75 if another one is
+    /// under way.
+    ///
+    /// Example: snapsync snapshot --config /etc/snapsync/nightly.toml
+    Snapshot {
+        /// Only checks both sides, and says what there is to copy
+        #[arg(long)]
+        dry_run: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows what the running daemon does: state, lag, copy progress, deltas
     ///
     /// Example: snapsync status --watch
@@ -205,6 +221,7 @@ pub fn main() -> ExitCode {
                 Err(_) => ExitCode::FAILURE,
             }
         }
+        Command::Snapshot { dry_run, json } => snapshot::run(&inputs, dry_run, json),
         Command::Reset { yes, json } => reset::run(&inputs, yes, json),
         Command::Verify(options) => verify::run(&inputs, options),
         Command::Reverse(options) => reverse::run(&inputs, &options),
@@ -265,6 +282,11 @@ fn control_socket(inputs: &Inputs) -> Result<PathBuf, Exit> {
         .map_err(|errors| Exit::new(Code::Config, errors.to_string()))?;
     let socket = sockets.iter().find(|socket| socket.exists()).or(sockets.first());
     socket.cloned().ok_or_else(|| Exit::new(Code::Config, "no control socket is configured"))
+}
+
+/// The configuration, or what the command ends with.
+fn load(inputs: &Inputs) -> Result<Loaded, Exit> {
+    Ok(Config::load(inputs)?)
 }
 
 /// Runs a command to its end on a runtime of its own.

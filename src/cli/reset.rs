@@ -3,19 +3,15 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::{block_on, fail, output};
+use super::{block_on, fail, load, output};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::sync::reset::{self, Forgotten};
 
 pub(super) fn run(inputs: &Inputs, yes: bool, json: bool) -> ExitCode {
-    let config = match Config::load(inputs) {
+    let config = match load(inputs) {
         Ok(loaded) => loaded.config,
-        Err(errors) => {
-            let usage = errors.has_password_argument();
-            let code = if usage { Code::Usage } else { Code::Config };
-            return fail(&Exit::new(code, errors.to_string()));
-        }
+        Err(exit) => return fail(&exit),
     };
     let done = agreed(&config, yes).and_then(|()| block_on(reset::forget(&config)));
     match done.map(|forgotten| output::print(&report(&config, &forgotten, json))) {

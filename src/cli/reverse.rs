@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{block_on, fail, output, wishes};
+use super::{block_on, fail, load, output, wishes};
 use crate::config::{Config, Inputs};
 use crate::exit::{Code, Exit};
 use crate::sync::reverse::{self, Prepared, Wanted};
@@ -32,13 +32,9 @@ const QUESTION: &str = "Prepare the way back? The old source stops to expire doc
 
 /// Prepares it, and says what to do next.
 pub(super) fn run(inputs: &Inputs, options: &Options) -> ExitCode {
-    let config = match Config::load(inputs) {
+    let config = match load(inputs) {
         Ok(loaded) => loaded.config,
-        Err(errors) => {
-            let usage = errors.has_password_argument();
-            let code = if usage { Code::Usage } else { Code::Config };
-            return fail(&Exit::new(code, errors.to_string()));
-        }
+        Err(exit) => return fail(&exit),
     };
     let wanted = wanted(inputs, options, &config);
     let prepared = absolute(&wanted).and_then(|()| {

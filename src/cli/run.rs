@@ -2,20 +2,16 @@
 
 use std::process::ExitCode;
 
-use super::{block_on, fail};
-use crate::config::{Config, Inputs};
+use super::{block_on, fail, load};
+use crate::config::Inputs;
 use crate::exit::{Code, Exit};
 use crate::sync::supervisor;
 use crate::telemetry::{events, logging};
 
 pub(super) fn run(inputs: Inputs) -> ExitCode {
-    let loaded = match Config::load(&inputs) {
+    let loaded = match load(&inputs) {
         Ok(loaded) => loaded,
-        Err(errors) => {
-            let usage = errors.has_password_argument();
-            let code = if usage { Code::Usage } else { Code::Config };
-            return fail(&Exit::new(code, errors.to_string()));
-        }
+        Err(exit) => return fail(&exit),
     };
     let log = &loaded.config.log;
     let logs = match logging::init(log.format, log.level) {

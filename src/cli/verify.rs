@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 
 use super::output::{self, Columns};
-use super::{block_on, fail};
-use crate::config::{Config, Inputs};
-use crate::exit::{Code, Exit};
+use super::{block_on, fail, load};
+use crate::config::Inputs;
+use crate::exit::Code;
 use crate::sync::verifying::{self, Wanted};
 use crate::telemetry::one_line;
 use crate::verify::{CollectionReport, IDS_LISTED_MAX, Kind, Outcome, Progress, Report};
@@ -44,13 +44,9 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(inputs: &Inputs, options: Options) -> ExitCode {
-    let config = match Config::load(inputs) {
+    let config = match load(inputs) {
         Ok(loaded) => loaded.config,
-        Err(errors) => {
-            let usage = errors.has_password_argument();
-            let code = if usage { Code::Usage } else { Code::Config };
-            return fail(&Exit::new(code, errors.to_string()));
-        }
+        Err(exit) => return fail(&exit),
     };
     let wanted = Wanted {
         names: options.namespaces,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::layers::{self, DEFAULT_FILE, Inputs, Layered, Settings, unreadable};
 use super::secret::{Secret, Uri};
+use super::snapshot::{self, Snapshot};
 use super::uris::{SOURCE, TARGET, check_two_deployments, resolve_uri};
 use super::value::Value;
 use super::{
@@ -41,16 +42,29 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// What a configuration is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// What `[sync]` selects, from one deployment to another.
+    Migration,
+    /// What `[snapshot]` says; both databases may be in one deployment.
+    Snapshot,
+}
+
 /// Reads and checks everything.
-pub(super) fn load(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
+pub(super) fn load(inputs: &Inputs, purpose: Purpose) -> Result<Loaded, ConfigErrors> {
     let mut layered = layers::read(inputs);
     check_availability(&mut layered);
     let source = resolve_uri(inputs, &SOURCE, &mut layered);
     let target = resolve_uri(inputs, &TARGET, &mut layered);
-    if let (Some(source), Some(target)) = (&source, &target) {
-        check_two_deployments(source, target, &mut layered);
-    }
-    let selection = check_selection(&mut layered);
+    let selection = match (purpose, &source, &target) {
+        (Purpose::Snapshot, ..) => snapshot::check(source.as_ref(), target.as_ref(), &mut layered),
+        (Purpose::Migration, Some(source), Some(target)) => {
+            check_two_deployments(source, target, &mut layered);
+            check_selection(&mut layered)
+        }
+        (Purpose::Migration, ..) => check_selection(&mut layered),
+    };
     resolve_directories(inputs, &mut layered);
     let token = check_control(&mut layered);
     check_rebase(&mut layered);
@@ -297,6 +311,7 @@ fn assemble(
             format: LogFormat::from_word(settings.choice("log.format")),
             level: LogLevel::from_word(settings.choice("log.level")),
         },
+        snapshot: Snapshot::of(&settings),
         settings,
     }
 }

@@ -263,6 +263,7 @@ impl Settings {
         self.0.insert(key, Setting { value, origin });
     }
 
+    getter!(text, Text, String);
     getter!(uri, Uri, Option<Uri>);
     getter!(path, Path, Option<PathBuf>);
     getter!(address, Address, Option<std::net::SocketAddr>);

@@ -10,6 +10,7 @@ mod error;
 pub mod keys;
 mod layers;
 mod secret;
+mod snapshot;
 mod uris;
 mod value;
 
@@ -28,6 +29,7 @@ pub use check::{Loaded, control_sockets};
 pub use error::{ConfigError, ConfigErrors, Origin, Problem};
 pub use layers::{DEFAULT_FILE, ENVIRONMENT_PREFIX, Inputs};
 pub use secret::{Secret, Uri, UriError, redact};
+pub use snapshot::{METADATA_COLLECTION, Snapshot};
 pub use value::parse_duration;
 
 /// A checked configuration. Read it with [`Config::load`].
@@ -63,6 +65,8 @@ pub struct Config {
     pub cutover: Cutover,
     /// Logging.
     pub log: Log,
+    /// Snapshots.
+    pub snapshot: Snapshot,
     settings: Settings,
 }
 
@@ -304,7 +308,16 @@ impl Config {
     /// Everything that is wrong, at once. The program should exit with 78, or with 64 if
     /// [`ConfigErrors::has_password_argument`].
     pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
-        check::load(inputs)
+        check::load(inputs, check::Purpose::Migration)
+    }
+
+    /// Reads and checks the configuration of a snapshot: what `[snapshot]` says takes the place of the selection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_snapshot(inputs: &Inputs) -> Result<Loaded, ConfigErrors> {
+        check::load(inputs, check::Purpose::Snapshot)
     }
 
     /// Parallel workers of the copy: as configured, else chosen from the machine's processors.

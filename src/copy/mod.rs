@@ -54,6 +54,8 @@ pub struct Copier {
     pub memory_bytes_max: u64,
     /// Limit on bytes a second.
     pub pace: Arc<Pace>,
+    /// How often in a row the source may refuse to read a part that has not moved on, before its copy has failed.
+    pub refusals_max: u32,
     /// What has been copied, durably.
     pub progress: Arc<ProgressStore>,
     /// What has been copied, for people.

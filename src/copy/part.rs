@@ -49,6 +49,7 @@ impl Copier {
     ) -> Result<(), Stopped<Error>> {
         let mut backoff = Backoff::reconnect();
         let outage = Outage::new(self.source.side);
+        let (mut refusals, mut reached) = (0, None);
         loop {
             if work.collection.is_capped() && self.progress.of(&work.uuid).copied().documents > 0 {
                 // Natural order cannot be taken up in the middle, so it is read from the beginning again.
@@ -66,6 +67,14 @@ impl Copier {
                 }
                 Read::Interrupted(error) => {
                     outage.report(&error);
+                    let last_id = self.progress.part(&work.uuid, work.part).last_id;
+                    if last_id != reached {
+                        (refusals, reached) = (0, last_id);
+                    }
+                    refusals += u32::from(!error.is_unreachable());
+                    if refusals >= self.refusals_max {
+                        return Err(Stopped::Failed(error));
+                    }
                     stop.sleep(backoff.next_delay()).await?;
                 }
             }

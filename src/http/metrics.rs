@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 
 use crate::mongo::Side;
-use crate::status::{CollectionDelta, CopyProgress, OplogReserve, State, Status, VerifyReport};
+use crate::status::{
+    CollectionDelta, CopyProgress, CutoverOutcome, CutoverStep, OplogReserve, State, Status,
+    VerifyReport,
+};
 use crate::telemetry::counters::COUNTERS;
 
 /// Collections that get a line of their own, those that differ most first: a time series each is a burden on whoever
@@ -26,6 +29,23 @@ const STATES: [State; 8] = [
     State::CutOver,
 ];
 
+/// All steps of a cutover, of which one is 1 while there is one, and all it may come to.
+const STEPS: [CutoverStep; 7] = [
+    CutoverStep::Gating,
+    CutoverStep::Stopping,
+    CutoverStep::Draining,
+    CutoverStep::Verifying,
+    CutoverStep::Deciding,
+    CutoverStep::Restoring,
+    CutoverStep::Done,
+];
+const OUTCOMES: [CutoverOutcome; 4] = [
+    CutoverOutcome::Ready,
+    CutoverOutcome::CutOver,
+    CutoverOutcome::Aborted,
+    CutoverOutcome::Different,
+];
+
 /// Everything as text.
 pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
     let mut page = Page::default();
@@ -44,6 +64,7 @@ pub(super) fn render(status: &Status, reserve: Option<OplogReserve>) -> String {
     index_builds(&mut page, status);
     deltas(&mut page, status);
     verified(&mut page, status);
+    cutover(&mut page, status);
     process(&mut page);
     page.text
 }
@@ -219,6 +240,45 @@ fn verified(page: &mut Page, status: &Status) {
     );
 }
 
+fn cutover(page: &mut Page, status: &Status) {
+    let last = status.cutover.as_ref();
+    let flag = |is: bool| f64::from(u8::from(is));
+    let name = "snapsync_cutover_step";
+    page.family(name, "gauge", "1 for the step that the last cutover is in, 0 for the others.");
+    for step in STEPS {
+        let is_in = last.is_some_and(|cutover| cutover.step == step);
+        page.labelled(name, &[("step", step.name())], flag(is_in));
+    }
+    let name = "snapsync_cutover_outcome";
+    page.family(name, "gauge", "1 for what the last cutover came to, 0 for the others.");
+    for outcome in OUTCOMES {
+        let is_so = last.is_some_and(|cutover| cutover.outcome == Some(outcome));
+        page.labelled(name, &[("outcome", outcome.name())], flag(is_so));
+    }
+    let blocked = last.is_some_and(|cutover| cutover.blocked);
+    page.gauge(
+        "snapsync_cutover_source_blocked",
+        "1 while the source refuses writes because of a cutover.",
+        flag(blocked),
+    );
+    page.known(
+        "snapsync_cutover_writers",
+        "Applications that were seen to write to the source still.",
+        last.map(|cutover| number(cutover.writers.len() as u64)),
+    );
+    page.known(
+        "snapsync_cutover_began_timestamp_seconds",
+        "When the last cutover was asked for.",
+        last.map(|cutover| seconds(cutover.began.as_ms())),
+    );
+    let downtime = last.and_then(|cutover| cutover.report.as_ref()?.downtime_ms);
+    page.known(
+        "snapsync_cutover_downtime_seconds",
+        "From the last moment at which the source took writes to the end of the cutover.",
+        downtime.map(|ms| number(ms) / 1000.0),
+    );
+}
+
 fn process(page: &mut Page) {
     let name = "snapsync_server_retries_total";
     page.family(name, "counter", "Calls to a server that failed and were tried again.");
@@ -352,6 +412,33 @@ mod tests {
         ] {
             assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
         }
+    }
+
+    #[test]
+    fn a_cutover_is_one_of_its_steps_and_then_what_it_came_to() {
+        let holds = |status: &Status, line: &str| {
+            let page = render(status, None);
+            assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
+        };
+        let mut status = samples::live();
+        status.cutover = None;
+        holds(&status, "snapsync_cutover_step{step=\"gating\"} 0");
+        holds(&status, "snapsync_cutover_source_blocked 0");
+        assert!(!render(&status, None).contains("\nsnapsync_cutover_writers "));
+        let began = crate::status::WallTime::from_ms(5_000);
+        let depth = crate::status::VerifyDepth::Full;
+        let mut cutover = crate::status::CutoverStatus::begun(began, depth, false);
+        cutover.step = CutoverStep::Stopping;
+        cutover.blocked = true;
+        status.cutover = Some(cutover.clone());
+        holds(&status, "snapsync_cutover_step{step=\"stopping\"} 1");
+        holds(&status, "snapsync_cutover_source_blocked 1");
+        holds(&status, "snapsync_cutover_writers 0");
+        holds(&status, "snapsync_cutover_began_timestamp_seconds 5");
+        holds(&status, "snapsync_cutover_outcome{outcome=\"different\"} 0");
+        cutover.outcome = Some(CutoverOutcome::Different);
+        status.cutover = Some(cutover);
+        holds(&status, "snapsync_cutover_outcome{outcome=\"different\"} 1");
     }
 
     #[test]

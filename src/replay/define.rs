@@ -14,9 +14,6 @@ use crate::target::held_back::WIDE_MAX;
 
 type Outcome = Result<(), Stopped<ApplyError>>;
 
-/// Names of collections that are out of the way for a moment begin with this; they are hidden from deltas and lists.
-pub const STAGING_PREFIX: &str = "snapsync_tmp_";
-
 fn diverged(what: String) -> Stopped<ApplyError> {
     Stopped::Failed(ApplyError::Diverged { collections: Vec::new(), what })
 }
@@ -167,7 +164,7 @@ impl Applier {
                 "{target} is taken by another collection that is followed"
             )));
         }
-        let aside = Namespace::new(&target.database, format!("{STAGING_PREFIX}{other}"));
+        let aside = self.selection.aside(&target.database, other);
         self.rename_known(other, &aside, stop).await?;
         self.store.change(|catalogue| {
             if let Some(collection) = catalogue.collections.get_mut(&other) {
@@ -193,7 +190,7 @@ impl Applier {
                 // It cannot have another name.
                 self.definer.drop_collection(&name, uuid, stop).await?;
             } else {
-                let aside = Namespace::new(&name.database, format!("{STAGING_PREFIX}{uuid}"));
+                let aside = self.selection.aside(&name.database, uuid);
                 let place = self.definer.place(&name, Some(uuid));
                 self.definer.rename(&place, &aside, stop).await?;
             }

@@ -7,6 +7,7 @@ mod fingerprint;
 mod inverse;
 mod pattern;
 mod rename;
+mod staged;
 mod target_set;
 mod views;
 
@@ -18,6 +19,7 @@ use rename::renames;
 
 pub use inverse::Inverse;
 pub use rename::RenameRule;
+pub use staged::{STAGED_PREFIX, unstaged, unstaged_view};
 pub use target_set::{Claim, TargetSet};
 pub use views::names_in_view;
 
@@ -40,6 +42,8 @@ pub struct Selection {
     exclude: BTreeSet<Pattern>,
     databases: BTreeMap<String, String>,
     collections: BTreeMap<Namespace, Namespace>,
+    /// Everything has a name of its own on the target, beside its place.
+    is_staged: bool,
 }
 
 /// What is wrong with a selection. The message names the entry and the mend; [`SelectionError::key`] names the key.
@@ -139,7 +143,7 @@ impl Selection {
         }
         let exclude = patterns("sync.exclude", exclude, &mut errors);
         let (databases, collections) = renames(rename, &mut errors);
-        let selection = Self { include, exclude, databases, collections };
+        let selection = Self { include, exclude, databases, collections, is_staged: false };
         // Collisions seen through broken rules would only repeat the first complaint.
         if errors.is_empty() {
             errors.extend(selection.visible_collisions());
@@ -185,10 +189,9 @@ impl Selection {
         if let Some(to) = self.collections.get(&Namespace::new(&namespace.database, name)) {
             return Namespace::new(&to.database, format!("{buckets}{}", to.collection));
         }
-        match self.databases.get(&namespace.database) {
-            Some(database) => Namespace::new(database, &namespace.collection),
-            None => namespace.clone(),
-        }
+        let database = self.databases.get(&namespace.database).unwrap_or(&namespace.database);
+        let target = self.in_place(Namespace::new(database, name));
+        Namespace::new(&target.database, format!("{buckets}{}", target.collection))
     }
 
     /// Whether some source namespace that is carried has this name on the target.
@@ -313,7 +316,8 @@ fn split_buckets(collection: &str) -> (&str, &str) {
 }
 
 /// Whether a server fills this collection and then renames it to what a client asked for.
-fn is_temporary(collection: &str) -> bool {
+#[must_use]
+pub fn is_temporary(collection: &str) -> bool {
     const MARKS: [&str; 2] = ["renameCollection", "convertToCapped"];
     let Some(rest) = collection.strip_prefix("tmp") else { return false };
     if rest.starts_with(".agg_out.") || rest.starts_with(".mr.") {

@@ -26,6 +26,11 @@ pub fn names_in_view(definition: &Document) -> Vec<String> {
     found
 }
 
+/// Changes every name of a collection in the definition of a view.
+pub(super) fn each_name(definition: &mut Document, change: impl FnMut(&mut String)) {
+    Names(change).visit(definition);
+}
+
 /// Calls this for every name of a collection.
 struct Names<F>(F);
 

@@ -83,6 +83,19 @@ pub enum CutoverOutcome {
     Different,
 }
 
+impl CutoverOutcome {
+    /// The word that users see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::CutOver => "cut-over",
+            Self::Aborted => "aborted",
+            Self::Different => "different",
+        }
+    }
+}
+
 /// Somebody who writes to the source.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Writer {

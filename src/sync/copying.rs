@@ -247,7 +247,7 @@ pub async fn copy(context: &Context, spooler: &Spooler, stop: &Stop) -> Result<(
 ///
 /// # Errors
 /// [`Interrupted`].
-pub(super) async fn copier(
+pub async fn copier(
     context: &Context,
     progress: ProgressStore,
     stop: &Stop,
@@ -263,6 +263,7 @@ pub(super) async fn copier(
         part_bytes_min: copy::PART_BYTES_MIN,
         memory_bytes_max: context.tuning.get().memory_bytes_max,
         pace: context.pace.clone(),
+        refusals_max: u32::MAX,
         progress: Arc::new(progress),
         counters: Arc::new(Counters::default()),
     })
@@ -291,8 +292,8 @@ fn open_progress(context: &Context) -> Result<ProgressStore, Interrupted> {
     ProgressStore::open(path, after).map_err(|error: Error| Interrupted::from(error))
 }
 
-/// Waits until the spool fails, if it ever does.
-async fn spool_failure(spooler: &Spooler) -> Interrupted {
+/// Waits until the spool fails, if it ever does; what that means.
+pub async fn spool_failure(spooler: &Spooler) -> Interrupted {
     loop {
         tokio::time::sleep(SHOW_EVERY).await;
         if let Err(error) = spooler.check() {
@@ -302,7 +303,7 @@ async fn spool_failure(spooler: &Spooler) -> Interrupted {
 }
 
 /// Shows how far a copy is until it is stopped, and logs it every few seconds.
-pub(super) async fn show(
+pub async fn show(
     board: StatusBoard,
     counters: Arc<Counters>,
     began: Instant,
@@ -320,7 +321,9 @@ pub(super) async fn show(
     }
 }
 
-fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress {
+/// How far a copy has come.
+#[must_use]
+pub fn progress(counters: &Counters, began: Instant, complete: bool) -> CopyProgress {
     let (copied, total) = (counters.copied(), counters.total());
     let elapsed = began.elapsed().as_secs_f64();
     let left = total.bytes.saturating_sub(copied.bytes);

@@ -20,7 +20,7 @@ pub mod phase;
 pub mod preflight;
 mod reconcile;
 pub mod record;
-mod recovery;
+pub mod recovery;
 mod reload;
 mod reselecting;
 pub mod reset;

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::mongo::{Deployment, Error, ForeignSessions};
 use crate::retry::{Backoff, Outage, until_reached};
+use crate::selection::TargetSet;
 use crate::stop::Stop;
 use crate::target::deadline::{Deadline, Moment};
 use crate::target::inflight;
@@ -74,21 +75,20 @@ fn may_pass(error: &Error) -> bool {
     error.is_unreachable() || error.code() == Some(WRITE_CONFLICT)
 }
 
-/// Takes the lease.
+/// Takes the lease for this set.
 ///
 /// # Errors
 /// Somebody else holds it, or the server was not reached.
 pub async fn take(
-    config: &Config,
+    set: &TargetSet,
     target: &Deployment,
     owner: &Owner,
 ) -> Result<(Grant, Deadline), Exit> {
-    let set = config.sync.selection.target_set();
     let mut backoff = Backoff::reconnect();
     let began = Instant::now();
     loop {
         let asked = Moment::now();
-        match taking::take(target, owner, &set).await {
+        match taking::take(target, owner, set).await {
             Ok(Taken::Ours(grant)) => return Ok((*grant, Deadline::granted(asked))),
             Ok(Taken::Held(holder)) => return Err(held(&holder)),
             // Asked again after a lost answer, the lease is found to be held from this very place.

@@ -49,7 +49,7 @@ const OLDEST_TARGET: Version = Version(4, 4, 0);
 /// From here on untested: accepted with a warning.
 const UNTESTED: Version = Version(6, 1, 0);
 
-/// Checks the two deployments.
+/// Checks the two deployments. Source and target of a snapshot may be databases of one: then `wants_two` is false.
 ///
 /// # Errors
 /// A server was not reached, or refused the credentials.
@@ -57,6 +57,7 @@ pub async fn check(
     source: &Deployment,
     target: &Deployment,
     config: &Config,
+    wants_two: bool,
 ) -> Result<(Vec<Check>, ServerFacts, ServerFacts), Error> {
     let source_facts = facts(source, &config.source.uri).await?;
     let target_facts = facts(target, &config.target.uri).await?;
@@ -66,8 +67,10 @@ pub async fn check(
         version(Side::Source, source_facts.version),
         version(Side::Target, target_facts.version),
         version_order(&source_facts, &target_facts),
-        two_deployments(&source_facts, &target_facts),
     ];
+    if wants_two {
+        checks.push(two_deployments(&source_facts, &target_facts));
+    }
     // What follows asks for things that only a replica set has.
     if checks.iter().all(|check| check.verdict != Verdict::Fail) {
         checks.push(readable(source).await?);
@@ -146,14 +149,20 @@ fn version_order(source: &ServerFacts, target: &ServerFacts) -> Check {
     Check::new(name, Verdict::Pass, "the target is as new as the source, or newer")
 }
 
-fn two_deployments(source: &ServerFacts, target: &ServerFacts) -> Check {
-    let name = "two deployments";
+/// Whether these are one deployment, asked twice.
+#[must_use]
+pub fn are_one(source: &ServerFacts, target: &ServerFacts) -> bool {
     let same_process = source.hello.process_id().is_some()
         && source.hello.process_id() == target.hello.process_id();
     let same_set = source.hello.replica_set() == target.hello.replica_set()
         && source.hello.hosts() == target.hello.hosts()
         && source.hello.process_id().is_none();
-    if same_process || same_set {
+    same_process || same_set
+}
+
+fn two_deployments(source: &ServerFacts, target: &ServerFacts) -> Check {
+    let name = "two deployments";
+    if are_one(source, target) {
         let text = "source and target are the same deployment; correct one of the two URIs";
         return Check::new(name, Verdict::Fail, text);
     }

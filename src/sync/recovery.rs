@@ -120,7 +120,8 @@ pub(super) async fn open_record(
 }
 
 /// A migration that has not begun; its identity stays, once it has one.
-fn fresh(local: Option<Record>, selection: &Selection) -> Record {
+#[must_use]
+pub fn fresh(local: Option<Record>, selection: &Selection) -> Record {
     let instance = local.map_or_else(|| bson::Uuid::new().to_string(), |record| record.instance);
     Record {
         instance,

@@ -229,7 +229,8 @@ async fn check_servers(
     target: &Deployment,
 ) -> Result<Version, Exit> {
     let at_start = |error: Error| Exit::at_start(&error);
-    let (checks, new, old) = preflight::check(source, target, turned).await.map_err(at_start)?;
+    let (checks, new, old) =
+        preflight::check(source, target, turned, true).await.map_err(at_start)?;
     let major =
         |facts: &ServerFacts| facts.feature_version.unwrap_or((facts.version.0, facts.version.1));
     if major(&new) != major(&old)

@@ -50,7 +50,7 @@ const START_SELECTION: Duration = Duration::from_secs(10);
 /// keep a service manager waiting.
 const RELEASE_WITHIN: Duration = Duration::from_millis(1500);
 /// Connections for questions and definitions.
-const CONTROL_CONNECTIONS: u32 = 8;
+pub const CONTROL_CONNECTIONS: u32 = 8;
 
 /// What is held while the daemon runs.
 #[derive(Debug)]
@@ -97,10 +97,10 @@ impl Held {
 }
 
 /// The tasks that run beside the work. One that fails says so by requesting the stop.
-type Tasks = JoinSet<Result<(), Exit>>;
+pub type Tasks = JoinSet<Result<(), Exit>>;
 
 /// Waits until all tasks have ended, as they do after a stop; the outcome is the first failure.
-async fn end(tasks: &mut Tasks, outcome: &mut Result<(), Exit>) {
+pub async fn end(tasks: &mut Tasks, outcome: &mut Result<(), Exit>) {
     while let Some(ended) = tasks.join_next().await {
         match ended {
             Ok(result) if outcome.is_ok() => *outcome = result,
@@ -162,7 +162,7 @@ async fn prepare(
         // Nothing is made any more.
         (facts.version, false)
     } else {
-        let (theirs, ours) = reading(stop, pass_checks(&source, &asking, &config)).await?;
+        let (theirs, ours) = reading(stop, pass_checks(&source, &asking, &config, true)).await?;
         board.update(|status| (status.source, status.target) = (shown(&theirs), shown(&ours)));
         (ours.version, widens(&theirs, &ours))
     };
@@ -182,7 +182,8 @@ async fn prepare(
     let owner = ownership::owner(&record.instance, &directory);
     let looking = refuse_early(&config, &source, &asking, target_version, &record, &owner);
     reading(stop, looking).await?;
-    let (grant, deadline) = ownership::take(&config, &asking, &owner).await?;
+    let (grant, deadline) =
+        ownership::take(&config.sync.selection.target_set(), &asking, &owner).await?;
     if let Some(by) = grant.taken_by.as_deref() {
         halt_taken(&records, by)?;
     }
@@ -234,14 +235,18 @@ async fn prepare(
 /// Whether capped collections have wider limits on the target. From 6.0 on their documents may grow, so that what the
 /// target evicts by itself would not always be what the source did; the source logs what it evicts; and the target can
 /// be given their limits at cutover.
-fn widens(source: &ServerFacts, target: &ServerFacts) -> bool {
+#[must_use]
+pub fn widens(source: &ServerFacts, target: &ServerFacts) -> bool {
     const SINCE: Version = Version(6, 0, 0);
     let may_be_given = target.feature_version.is_none_or(|version| version >= (SINCE.0, SINCE.1));
     source.version >= SINCE && target.version >= SINCE && may_be_given
 }
 
 /// Carries out what only reads, and gives it up when asked to stop.
-async fn reading<T>(
+///
+/// # Errors
+/// Its own, or [`Interrupted::Stop`].
+pub async fn reading<T>(
     stop: &Stop,
     question: impl Future<Output = Result<T, Exit>>,
 ) -> Result<T, Interrupted> {
@@ -281,7 +286,9 @@ pub async fn bind(config: &Config) -> Result<Server, Exit> {
         .map_err(failed)
 }
 
-fn config_connections(config: &Config) -> u32 {
+/// Connections that the workers of this configuration want to one side.
+#[must_use]
+pub fn config_connections(config: &Config) -> u32 {
     let workers = config.copy_workers() * 2 + config.replay_workers();
     u32::try_from(workers).unwrap_or(u32::MAX).saturating_add(CONTROL_CONNECTIONS)
 }
@@ -308,13 +315,19 @@ pub async fn connect(
     Deployment::connect(side, uri, &pool).await.map_err(|error| Exit::at_start(&error))
 }
 
-async fn pass_checks(
+/// Checks both sides; what is only unwise is logged.
+///
+/// # Errors
+/// What has to be mended first, all of it, or a server that is not reached.
+pub async fn pass_checks(
     source: &Deployment,
     target: &Deployment,
     config: &Config,
+    wants_two: bool,
 ) -> Result<(ServerFacts, ServerFacts), Exit> {
-    let (checks, source_facts, target_facts) =
-        preflight::check(source, target, config).await.map_err(|error| Exit::at_start(&error))?;
+    let (checks, source_facts, target_facts) = preflight::check(source, target, config, wants_two)
+        .await
+        .map_err(|error| Exit::at_start(&error))?;
     let texts = |verdict: Verdict| -> Vec<&str> {
         let found = checks.iter().filter(|check: &&Check| check.verdict == verdict);
         found.map(|check| check.text.as_str()).collect()
@@ -416,7 +429,7 @@ fn still(records: &RecordStore, catalogue: &CatalogueStore) -> Option<Still> {
 }
 
 /// Runs a task whose end is the end of everything: whoever has lost the lease must not write any more.
-fn stopping_all(
+pub fn stopping_all(
     tasks: &mut Tasks,
     task: impl Future<Output = Result<(), Exit>> + Send + 'static,
     stop: &Stop,

@@ -65,7 +65,7 @@ pub async fn run(config: Config, inputs: Inputs, logs: &LogHandle) -> Result<(),
             Ok((context, held)) => {
                 systemd::ready();
                 let daemon = Daemon { context, inputs: &inputs, logs, board: &board, beat: &beat };
-                daemon.run(held, &mut commands, &mut reloads).await
+                Box::pin(daemon.run(held, &mut commands, &mut reloads)).await
             }
             Err(interrupted) => refused(interrupted),
         }

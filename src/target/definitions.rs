@@ -315,6 +315,35 @@ impl Definer {
         }
     }
 
+    /// Renames a collection, known by its UUID, to a name that is another collection's, which is dropped in the same
+    /// step: whoever reads there finds the one or the other.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn replace(
+        &self,
+        from: &Namespace,
+        uuid: Uuid,
+        to: &Namespace,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let command = doc! {
+            "renameCollection": from.to_string(), "to": to.to_string(), "dropTarget": true,
+        };
+        let command = of_collection(command, &self.place(from, Some(uuid)));
+        let action = format!("put {to} in its place");
+        match self.define("admin", &action, command, stop).await {
+            // Done by an attempt whose answer was lost.
+            Err(Stopped::Failed(error))
+                if error.code().is_some_and(|code| GONE.contains(&code))
+                    && self.find(to, stop).await?.and_then(|found| found.uuid) == Some(uuid) =>
+            {
+                Ok(())
+            }
+            result => result.map(drop),
+        }
+    }
+
     /// Changes a collection's or an index's options; nothing if neither is there.
     ///
     /// # Errors

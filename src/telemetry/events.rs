@@ -252,6 +252,26 @@ pub fn cut_over(downtime: Duration) {
     );
 }
 
+/// A snapshot is complete.
+pub fn snapshot_finished(target: &str, collections: usize, documents: u64, took: Duration) {
+    let seconds = took.as_secs_f64();
+    info!(
+        message_id = kinds::SNAPSHOT_FINISHED,
+        collections,
+        documents,
+        seconds,
+        "the snapshot in {target} is complete: {documents} documents in {collections} collections, in {seconds:.1} s"
+    );
+}
+
+/// A snapshot is not complete.
+pub fn snapshot_failed(target: &str, status: &str, why: &str) {
+    error!(
+        message_id = kinds::SNAPSHOT_FAILED,
+        status, "the snapshot in {target} is {status}: {why}"
+    );
+}
+
 /// Lines were lost because whoever takes them stood still.
 pub(super) fn log_dropped(dropped: u64) {
     warn!(

@@ -75,6 +75,12 @@ async fn the_page_shows_the_copy_and_then_follows() {
     );
     browser.wait("all contents are verified", &verified).await;
     assert!(browser.text("#verify-text").await.starts_with("Round "));
+    assert!(browser.run("document.querySelector('#cutover-section').hidden").await == json!(true));
+    let rehearsal = json!({"dry_run": true, "verify": "counts"});
+    assert_eq!(daemon.post("/cutover", &rehearsal).await.unwrap().status, 202);
+    let rehearsed = "document.querySelector('#cutover-step').textContent.startsWith('Rehearsed')";
+    browser.wait("what the rehearsal came to is shown", rehearsed).await;
+    assert!(browser.text("#cutover-facts").await.contains("verification counts"));
     assert_usable(&browser).await;
     if std::env::var_os("SNAPSYNC_BLESS").is_some() {
         browser.screenshot(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/page.png")).await;

@@ -42,6 +42,7 @@ async fn copier(pair: &Pair, folder: &std::path::Path) -> Copier {
     }
     let deadline = lasting();
     Copier {
+        refusals_max: u32::MAX,
         source,
         definer: Definer::new(
             target.clone(),

@@ -31,6 +31,7 @@ mod repair;
 mod restarts;
 mod scenario;
 mod selecting;
+mod snapshot;
 mod takeover;
 mod transactions;
 mod verifying;

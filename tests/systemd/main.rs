@@ -154,6 +154,7 @@ async fn from_installation_to_purge() {
     refuses_a_bad_reload(&mut machine);
     an_instance_follows(&mut machine, &source, &target).await;
     is_upgraded(&mut machine, &source, &target).await;
+    makes_snapshots(&mut machine, &source, &target).await;
     is_removed_and_purged(&mut machine);
     linting.await.unwrap();
     if std::env::var_os("SNAPSYNC_BLESS").is_some() {
@@ -205,7 +206,7 @@ fn installs(machine: &mut Machine) {
 
 fn is_locked_down(machine: &mut Machine) {
     machine.say("As locked down as can be");
-    for unit in ["snapsync.service", "snapsync@shop.service"] {
+    for unit in ["snapsync.service", "snapsync@shop.service", "snapsync-snapshot@shop.service"] {
         machine.run(&format!("systemd-analyze --man=no verify {unit}"));
         let shown = machine
             .show(&format!("systemd-analyze security --no-pager {unit} | grep -E '^✗|Overall'"));
@@ -383,6 +384,28 @@ async fn an_instance_follows(machine: &mut Machine, source: &ReplicaSet, target:
     machine.show("snapsync status --config /etc/snapsync/crm.toml | tail -n 3");
 }
 
+/// Once by hand, and every night.
+async fn makes_snapshots(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
+    machine.say("A snapshot, and one every night");
+    let uri = format!("{}&tls=true&tlsCAFile=/etc/snapsync/ca.pem", source.uri());
+    let file = format!(
+        "[source]\nuri = \"{uri}\"\n[target]\nuri = \"{}\"\n[snapshot]\nsource_database = \"crm\"\n\
+         target_database = \"preview\"\n",
+        target.uri()
+    );
+    machine.run(&format!("umask 027; printf '%s' '{file}' >/etc/snapsync/nightly.toml"));
+    machine.run("chgrp snapsync /etc/snapsync/nightly.toml");
+    machine.show("systemctl start snapsync-snapshot@nightly");
+    let told = machine
+        .show("journalctl -u snapsync-snapshot@nightly -o cat --no-pager | grep 'the snapshot in'");
+    assert!(told.contains("is complete: 2 documents in 1 collections"), "{told}");
+    let copied = target.client().database("preview").collection::<Document>("people");
+    assert_eq!(copied.count_documents(doc! {}).await.unwrap(), 2);
+    machine.show("systemctl enable --now snapsync-snapshot@nightly.timer");
+    let due = machine.show("systemctl list-timers --no-pager --no-legend 'snapsync-snapshot@*'");
+    assert!(due.contains("snapsync-snapshot@nightly.timer"), "{due}");
+}
+
 const INSTANCE: &str = "systemctl show snapsync@crm --property StatusText";
 
 async fn is_upgraded(machine: &mut Machine, source: &ReplicaSet, target: &ReplicaSet) {
@@ -444,6 +467,7 @@ fn is_removed_and_purged(machine: &mut Machine) {
     machine.show("ls -d /etc/snapsync/* /var/lib/snapsync /usr/bin/snapsync 2>&1 || true");
     machine.run("! test -e /var/lib/snapsync && ! test -e /etc/snapsync/snapsync.toml && ! test -e /usr/bin/snapsync");
     machine.run("! find /etc/systemd -name 'snapsync*.service' | grep .");
+    machine.run("! find /etc/systemd -name 'snapsync*.timer' | grep .");
     machine.run("! ls /etc/snapsync | grep dpkg");
     // An administrator's own files are an administrator's.
     machine.run("test -e /etc/snapsync/target-uri");

@@ -12,7 +12,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the browser may do with it. The hashes are of the page's one style and one script.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-F7JpPNn5nvy6zlJ62iGP1ZhpGKXoxXIppndslSolsqM='; \
-    script-src 'sha256-sh6dztX+7f2HH/V+J1zv0XD8RlWrIhoAyYyqToeGM9A='; \
+    script-src 'sha256-A+EDxF9evjDcB/lWB+h6/SbqapYewipAcVxCMTwavjc='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The page, with what browsers are to make of it.

@@ -97,7 +97,7 @@ pub(super) async fn mirrored(context: &Context, stop: &Stop) -> Result<(), Inter
 
 /// Something that the source has and the target does not have yet.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::sync) enum Kept {
+pub(crate) enum Kept {
     /// Expiry by an index, and its seconds.
     Index(String, Bson),
     /// Expiry by the collection itself, and its seconds.
@@ -117,7 +117,7 @@ impl Kept {
     }
 
     /// The change that makes the target as the source is.
-    fn change(&self) -> Document {
+    pub(crate) fn change(&self) -> Document {
         match self {
             Self::Index(name, seconds) => {
                 doc! { "index": { "name": name, EXPIRES: seconds.clone() } }
@@ -147,7 +147,7 @@ impl Kept {
 }
 
 /// Everything that is held back, in order of name.
-pub(in crate::sync) fn held_back(catalogue: &Catalogue) -> Vec<(Kept, Collection)> {
+pub(crate) fn held_back(catalogue: &Catalogue) -> Vec<(Kept, Collection)> {
     let mut found = Vec::new();
     for collection in catalogue.collections.values() {
         let options = &collection.options.0;

@@ -46,7 +46,8 @@ pub use report::text as report_text;
 
 pub use lost::lose_source_unattended;
 
-pub(super) use finishing::{Kept, finish, held_back};
+pub(super) use finishing::finish;
+pub(crate) use finishing::{Kept, held_back};
 pub(super) use lost::lose_source;
 pub(super) use proof::FOLDER;
 pub(super) use report::{FILES as REPORT_FILES, read as read_report};

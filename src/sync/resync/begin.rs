@@ -114,29 +114,41 @@ fn check_recurrence(main: &Context, catalogue: &Catalogue) -> Result<(), Interru
 }
 
 async fn check_room(main: &Context, catalogue: &Catalogue, stop: &Stop) -> Result<(), Interrupted> {
+    match lacking_room(main, catalogue, stop).await? {
+        None => Ok(()),
+        Some(lacking) => Err(Interrupted::Halt {
+            reason: format!("a resync needs {lacking}"),
+            remedy:
+                "make room there (`snapsync discard` drops what earlier resyncs replaced), then \
+                     `snapsync resume`"
+                    .into(),
+        }),
+    }
+}
+
+/// What a second copy of these collections wants of the target's disk and does not find there.
+///
+/// # Errors
+/// [`Interrupted`].
+pub async fn lacking_room(
+    main: &Context,
+    catalogue: &Catalogue,
+    stop: &Stop,
+) -> Result<Option<String>, Interrupted> {
     let mut needed = 0_u64;
     for collection in catalogue.collections.values() {
         let ask = || bytes_on_disk(&main.source, &collection.source);
         needed += until_reached(main.source.side, stop, ask).await?;
     }
     let database = catalogue.collections.values().next().map(|found| found.target.database.clone());
-    let Some(database) = database else { return Ok(()) };
+    let Some(database) = database else { return Ok(None) };
     let free =
         until_reached(main.target.side, stop, || bytes_free(&main.target, &database)).await?;
-    match free {
-        Some(free) if !has_room(free, needed) => Err(Interrupted::Halt {
-            reason: format!(
-                "a resync needs about {} on the target's disk, which has {} left",
-                bytesize::ByteSize(needed),
-                bytesize::ByteSize(free)
-            ),
-            remedy:
-                "make room there (`snapsync discard` drops what earlier resyncs replaced), then \
-                     `snapsync resume`"
-                    .into(),
-        }),
-        _ => Ok(()),
-    }
+    let lacking = free.filter(|free| !has_room(*free, needed)).map(|free| {
+        let [needed, free] = [needed, free].map(bytesize::ByteSize);
+        format!("about {needed} on the target's disk, which has {free} left")
+    });
+    Ok(lacking)
 }
 
 fn has_room(free: u64, needed: u64) -> bool {

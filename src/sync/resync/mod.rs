@@ -16,6 +16,8 @@ pub mod kept;
 pub mod lost;
 mod place;
 
+pub use begin::lacking_room;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -24,6 +24,7 @@ pub struct DaemonOptions {
     target_uri: String,
     config: toml::Table,
     env: Vec<(String, String)>,
+    command: &'static str,
 }
 
 impl DaemonOptions {
@@ -39,6 +40,7 @@ impl DaemonOptions {
             target_uri: target.to_owned(),
             config: toml::Table::new(),
             env: Vec::new(),
+            command: "run",
         }
     }
 
@@ -49,6 +51,12 @@ impl DaemonOptions {
     pub fn toml(mut self, text: &str) -> Self {
         let table: toml::Table = text.parse().unwrap_or_else(|e| panic!("test TOML: {e}\n{text}"));
         merge(&mut self.config, table);
+        self
+    }
+
+    /// Another command of the program than `run`, such as one that ends by itself.
+    pub fn command(mut self, command: &'static str) -> Self {
+        self.command = command;
         self
     }
 
@@ -289,7 +297,7 @@ pub fn resume_point(status: &Value) -> Timestamp {
 fn spawn(folder: &Folder, options: &DaemonOptions) -> Process {
     let config = folder.path().join("snapsync.toml");
     let command = |command: &mut Command| {
-        command.arg("run").arg("--config").arg(&config);
+        command.arg(options.command).arg("--config").arg(&config);
         clean_environment(command);
         command.env("RUST_BACKTRACE", "1").envs(options.env.iter().cloned());
     };
