@@ -131,13 +131,26 @@ async fn without_daemon(inputs: &Inputs) -> Result<(), Exit> {
     let config =
         Config::load(inputs).map_err(|errors| Exit::new(Code::Config, errors.to_string()))?.config;
     let options = CutoverOptions { source_lost: true, by: user(), ..CutoverOptions::default() };
-    let at = lose_source_unattended(&config, &options).await?;
-    let wall = WallTime::from_ms(at.wall_ms);
-    say(&format!(
-        "decided: the target takes over at {} ({wall}); what came later is lost",
-        at.applied.ts
-    ));
-    say("now start the daemon (systemctl start snapsync): it restores what was held back");
+    let decided = lose_source_unattended(&config, &options).await?;
+    let wall = WallTime::from_ms(decided.resume.wall_ms);
+    let stands = format!(
+        "decided: the target takes over; it stands at {} ({wall})",
+        decided.resume.applied.ts
+    );
+    match decided.spooled {
+        Some(until) => say(&format!(
+            "{stands}, and what was read up to {} is applied yet; what came later is lost",
+            until.ts
+        )),
+        None => say(&format!("{stands}; what came later is lost")),
+    }
+    if let Some(until) = decided.cut_short {
+        say(&format!(
+            "the daemon was killed while it applied a window: of what the source did up to {until} some is \
+             on the target, and some is lost"
+        ));
+    }
+    say("now start the daemon (systemctl start snapsync): it brings this to its end");
     Ok(())
 }
 

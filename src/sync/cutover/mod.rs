@@ -9,6 +9,7 @@
 //! to write to.
 
 mod acting;
+mod again;
 mod finishing;
 mod hooks;
 mod lost;
@@ -20,12 +21,14 @@ mod stopping;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bson::Uuid;
+use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 
-use self::acting::Cutover;
+use self::acting::{Cutover, Request};
 use self::plan::AfterRestart;
 use super::context::{Context, Interrupted};
 use super::phase::{Event, Phase};
@@ -44,16 +47,18 @@ use crate::telemetry::events;
 
 pub use report::text as report_text;
 
-pub use lost::lose_source_unattended;
+pub use lost::{Unattended, lose_source_unattended};
 
 pub(super) use finishing::{Kept, finish, held_back};
-pub(super) use lost::lose_source;
+pub(super) use lost::{come_to_rest, lose_source};
 pub(super) use proof::FOLDER;
 pub(super) use report::{FILES as REPORT_FILES, read as read_report};
 pub(super) use served::{is_over, serve, show as show_over};
 
 /// Connections for lifting a block before anything else is known.
 const CONNECTIONS: u32 = 2;
+/// How often it is looked whether a cutover is still at work.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the replay and a cutover meet. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -61,12 +66,16 @@ pub struct Handover {
     inner: Arc<Mutex<Inner>>,
     /// Whether the replay is to stand still at its next window end.
     wanted: Arc<watch::Sender<bool>>,
+    /// The request that blocks writes. It is waited out before a block is lifted.
+    blocking: Arc<tokio::sync::Mutex<Option<Request>>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     /// Where the replay stands still.
     parked: Option<ResumePoint>,
+    /// Whether a replay goes on.
+    is_followed: bool,
     running: Option<Running>,
     /// Why the one that is under way is to end.
     why: Option<String>,
@@ -108,7 +117,19 @@ impl Handover {
 
     /// A replay begins: nothing stands still.
     pub(super) fn begins(&self) {
-        self.inner().parked = None;
+        let mut inner = self.inner();
+        (inner.parked, inner.is_followed) = (None, true);
+    }
+
+    /// The replay has ended.
+    pub(super) fn rests(&self) {
+        let mut inner = self.inner();
+        (inner.parked, inner.is_followed) = (None, false);
+    }
+
+    /// Whether a replay goes on.
+    fn is_followed(&self) -> bool {
+        self.inner().is_followed
     }
 
     fn want(&self, wanted: bool) {
@@ -123,6 +144,23 @@ impl Handover {
 
     fn is_running(&self) -> bool {
         self.inner().running.as_ref().is_some_and(|running| !running.task.is_finished())
+    }
+
+    fn blocking(&self) -> Arc<tokio::sync::Mutex<Option<Request>>> {
+        self.blocking.clone()
+    }
+
+    /// Waits until the cutover that is under way has ended; says so if that was by a defect.
+    async fn ended(&self) -> Result<(), String> {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let ended = self.inner().running.take_if(|running| running.task.is_finished());
+            // It is there: nothing is waited for, so that whoever gives this up misses nothing.
+            let answer = ended.and_then(|ended| unconstrained(ended.task).now_or_never());
+            if let Some(answer) = answer {
+                return answer.map_err(|panic| panic.to_string());
+            }
+        }
     }
 
     fn has_counted(&self, counted: HashMap<Uuid, u64>) {
@@ -165,14 +203,14 @@ pub(super) fn check(context: &Context, options: &CutoverOptions) -> Result<(), R
         return Err(Refusal::wrong_state("a cutover is under way already"));
     }
     match (state, options.source_lost) {
-        // One that waits for a source that will never come back to be unblocked is ended by it.
-        (State::Live, false) | (State::Live | State::CatchingUp | State::CuttingOver, true) => {
-            Ok(())
-        }
-        (_, false) => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
-        (_, true) => Err(Refusal::wrong_state(format!(
-            "cannot cut over: the state is {state}; what was read must have been applied"
-        ))),
+        (State::Live, false) => Ok(()),
+        // One that waits for a source that will never come back to be unblocked is ended by it. What is paused or
+        // halted is let go on.
+        (
+            State::Live | State::CatchingUp | State::CuttingOver | State::Paused | State::Halted,
+            true,
+        ) => Ok(()),
+        _ => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
     }
 }
 
@@ -256,11 +294,13 @@ fn show(context: &Context, change: impl FnOnce(&mut CutoverStatus)) {
 
 /// Shows a cutover that ended without the target taking over.
 fn show_given_up(context: &Context, outcome: CutoverOutcome, reason: &str) {
+    let record = context.records.get().cutover;
+    let may_be_blocked = record.is_some_and(|cutover| cutover.block == WriteBlock::Ours);
     show(context, |cutover| {
         cutover.note(format!("given up: {reason}"));
         (cutover.step, cutover.outcome) = (CutoverStep::Done, Some(outcome));
         cutover.reason = Some(reason.to_owned());
-        cutover.blocked = false;
+        cutover.blocked = may_be_blocked;
     });
     events::cutover_given_up(reason);
 }
@@ -334,15 +374,41 @@ pub(super) async fn after_restart(context: &Context, stop: &Stop) -> Result<(), 
 /// [`Interrupted`].
 pub(super) async fn make_good(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let record = context.records.get();
-    if context.cutover.is_running() || record.cutover.is_none() || is_decided(&record) {
+    if context.cutover.is_running() || is_decided(&record) {
         return Ok(());
     }
     undo(context, stop).await
 }
 
+/// Waits until a cutover has ended and left something to be undone: by a defect, or because the disk failed. Whatever
+/// act goes on beside it has to end then, so that the next one undoes it.
+pub(super) async fn left_undone(context: &Context) {
+    loop {
+        let ended = context.cutover.ended().await;
+        if let Err(panic) = &ended {
+            tracing::error!("internal error: the cutover failed: {panic}");
+            show_given_up(context, CutoverOutcome::Aborted, "an internal error; see the journal");
+        }
+        let record = context.records.get();
+        if ended.is_err() || (record.cutover.is_some() && !is_decided(&record)) {
+            return;
+        }
+    }
+}
+
 /// Undoes everything, if it is not decided: the source takes writes, the replay goes on.
 async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
     context.cutover.want(false);
+    context.noted.stop();
+    let blocking = context.cutover.blocking();
+    let mut blocking = blocking.lock().await;
+    if let Some(request) = &mut *blocking {
+        request.abort.request();
+        // Carried out after the block was lifted, it would stay for ever.
+        let _answer = (&mut request.task).await;
+    }
+    *blocking = None;
+    drop(blocking);
     let record = context.records.get();
     let Some(cutover) = &record.cutover else { return Ok(()) };
     if cutover.block == WriteBlock::Ours
@@ -361,6 +427,7 @@ async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
     } else {
         context.records.change(|record| record.cutover = None)?;
     }
+    show(context, |cutover| cutover.blocked = false);
     Ok(())
 }
 
