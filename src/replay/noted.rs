@@ -12,6 +12,7 @@ use bson::{RawDocumentBuf, Uuid};
 use twox_hash::XxHash3_128;
 
 use super::plan::{CollectionChange, Definition, Stage};
+use super::tally::Tally;
 
 /// Bytes of `_id`s on disk at the most.
 pub const BYTES_MAX: u64 = 256 << 20;
@@ -23,6 +24,7 @@ const REMEMBERED_MAX: usize = 100_000;
 #[derive(Debug, Clone, Default)]
 pub struct Noted {
     notes: Arc<Mutex<Option<Notes>>>,
+    tally: Arc<Mutex<Option<Tally>>>,
 }
 
 #[derive(Debug)]
@@ -84,8 +86,25 @@ impl Noted {
         Ok(())
     }
 
+    fn tally(&self) -> MutexGuard<'_, Option<Tally>> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to add up by how much numbers of documents change.
+    pub fn count(&self) {
+        *self.tally() = Some(Tally::default());
+    }
+
+    /// By how much the number of documents of a collection on the source has changed so far, by its UUID there; `None`
+    /// if that is not known.
+    #[must_use]
+    pub fn net(&self, uuid: &Uuid) -> Option<i64> {
+        self.tally().as_ref().and_then(|tally| tally.net(uuid))
+    }
+
     /// Ends, and removes what was noted.
     pub fn stop(&self) {
+        *self.tally() = None;
         if let Some(notes) = self.notes().take()
             && let Err(error) = std::fs::remove_dir_all(&notes.folder)
         {
@@ -121,7 +140,10 @@ impl Noted {
     }
 
     /// These documents are about to be changed.
-    pub(super) fn stage(&self, stage: &Stage) {
+    pub(super) fn stage(&self, stage: &Stage, tolerant: bool) {
+        if let Some(tally) = self.tally().as_mut() {
+            tally.stage(stage, tolerant);
+        }
         if let Some(notes) = self.notes().as_mut() {
             for (uuid, changes) in &stage.collections {
                 for id in changes.ids() {
@@ -133,6 +155,9 @@ impl Noted {
 
     /// This is about to be defined.
     pub(super) fn definition(&self, definition: &Definition) {
+        if let Some(tally) = self.tally().as_mut() {
+            tally.definition(definition);
+        }
         if let Some(notes) = self.notes().as_mut()
             && let Definition::Collection { uuid, change } = definition
             && !matches!(change, CollectionChange::Drop)

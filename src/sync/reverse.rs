@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bson::{Document, Uuid, doc};
 
@@ -27,13 +28,16 @@ use crate::position::OpTime;
 use crate::replay::window::ResumePoint;
 use crate::selection::Selection;
 use crate::source::writes::{self, Written};
-use crate::source::{catalog, tail};
+use crate::source::{catalog, start, tail};
 use crate::state::{Audit, StateError};
 use crate::status::{CutoverReport, WallTime};
 use crate::target::held_back::{WIDE_MAX, WIDE_SIZE, never_expires};
 
 const CONNECTIONS: u32 = 4;
 const EXPIRES: &str = "expireAfterSeconds";
+/// How long removing of expired documents that is under way is waited for, and how often it is looked at.
+const EXPIRES_WITHIN: Duration = Duration::from_secs(300);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What a user needs to write past a write block.
 const BYPASS: &[&str] = &["bypassWriteBlockingMode"];
 
@@ -105,13 +109,17 @@ pub async fn prepare(config: &Config, wanted: &Wanted) -> Result<Prepared, Exit>
     tail::check_held(&source, report.reverse_from)
         .await
         .map_err(|error| refuse(format!("{missing}: {error}")))?;
+    let read_from = start::reads_from(&source, report.reverse_from).await;
+    let read_from = read_from.map_err(|error| refuse(format!("{missing}: {error}")))?;
     let blocked = check_block(&target).await?;
     let listed = catalog::read(&target, &config.sync.selection).await.map_err(at_start)?;
     let mut back = turn_round(&catalogue, &listed, inverse)?;
     let selection = &config.sync.selection;
     expired_since(&target, &report, selection, &catalogue).await?;
     // From here on the old source is written to.
-    hold_back(&target, &catalogue, version).await.map_err(at_start)?;
+    if hold_back(&target, &catalogue, version).await.map_err(at_start)? {
+        wait_for_expiry(&target).await?;
+    }
     let again = expired_since(&target, &report, selection, &catalogue).await?;
     for (uuid, collection) in back.collections.clone() {
         if again.contains(&collection.target) {
@@ -124,7 +132,7 @@ pub async fn prepare(config: &Config, wanted: &Wanted) -> Result<Prepared, Exit>
         again: again.iter().map(ToString::to_string).collect(),
         blocked,
     };
-    keep(wanted, &turned, back, record_of(&report, inverse, sets), old)?;
+    keep(wanted, &turned, back, record_of(&report, read_from, inverse, sets), old)?;
     Ok(prepared)
 }
 
@@ -363,12 +371,13 @@ async fn expired_since(
     )))
 }
 
-/// Keeps the old source from removing by itself what the applications may still have.
+/// Keeps the old source from removing by itself what the applications may still have. Whether there was anything to be
+/// done.
 async fn hold_back(
     target: &Deployment,
     catalogue: &Catalogue,
     version: Version,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let mut changes: BTreeMap<Namespace, Vec<Document>> = BTreeMap::new();
     for (kept, collection) in held_back(catalogue) {
         let name = &collection.source;
@@ -383,6 +392,7 @@ async fn hold_back(
         };
         changes.entry(Namespace::new(&name.database, stored)).or_default().push(change);
     }
+    let has_any = !changes.is_empty();
     for (name, changes) in changes {
         for change in changes {
             let mut command = doc! { "collMod": &name.collection };
@@ -391,20 +401,45 @@ async fn hold_back(
             run(target, &name.database, "hold expiry back on the old source", command).await?;
         }
     }
-    Ok(())
+    Ok(has_any)
 }
 
-fn record_of(report: &CutoverReport, inverse: &Selection, replica_sets: ReplicaSets) -> Record {
+/// Waits until what the old source was removing when that was held back is removed, and shows in its oplog: what it
+/// removes later would be in the way of nobody, but nobody would know.
+async fn wait_for_expiry(target: &Deployment) -> Result<(), Exit> {
+    let at_start = |error: Error| Exit::at_start(&error);
+    let waiting = async {
+        loop {
+            match writes::is_expiring(target).await {
+                Ok(true) => tokio::time::sleep(LOOK_EVERY).await,
+                // Who may not look has to rely on the oplog alone.
+                Err(error) if error.failure != Failure::Privilege => return Err(at_start(error)),
+                _ => break,
+            }
+        }
+        let newest = start::newest(target).await.map_err(at_start)?;
+        while start::majority_optime(target).await.map_err(at_start)?.0.ts < newest {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    };
+    let late =
+        |_| refuse("the old source has been removing expired documents for minutes: again later");
+    tokio::time::timeout(EXPIRES_WITHIN, waiting).await.map_err(late)?
+}
+
+fn record_of(
+    report: &CutoverReport,
+    read_from: OpTime,
+    inverse: &Selection,
+    replica_sets: ReplicaSets,
+) -> Record {
     let from = report.reverse_from;
     Record {
         instance: Uuid::new().to_string(),
         phase: Phase::CatchingUp { consistent_from: from.ts },
         since_ms: WallTime::now().as_ms(),
-        resume: Some(ResumePoint {
-            applied: from,
-            wall_ms: report.decided.as_ms(),
-            read_from: from,
-        }),
+        resume: Some(ResumePoint { applied: from, wall_ms: report.decided.as_ms(), read_from }),
         intent: None,
         selection: inverse.fingerprint(),
         renames: inverse.rename_fingerprint(),

@@ -132,7 +132,7 @@ impl Cutover {
         self.enter(CutoverStep::Gating);
         self.unless_aborted(None, self.gate()).await?;
         let mut before = self.unless_aborted(None, proof::before(self)).await?;
-        if self.options.verify == VerifyDepth::Full {
+        if self.options.verify != VerifyDepth::None {
             // That may have taken hours.
             self.unless_aborted(None, self.gate()).await?;
             self.unless_aborted(None, again::catch_up(self, &mut before)).await?;
@@ -218,7 +218,7 @@ impl Cutover {
     }
 
     /// Waits until everything holds that has to.
-    async fn gate(&self) -> Result<(), Failed> {
+    pub(super) async fn gate(&self) -> Result<(), Failed> {
         if self.options.block_source_writes {
             self.can_block().await?;
         }
@@ -412,10 +412,6 @@ impl Cutover {
             tokio::time::sleep(UNDO_WITHIN).await;
             within.request();
         };
-        let undone = tokio::select! {
-            undone = undo(&self.context, &within) => undone,
-            () = late => Err(Interrupted::Stop),
-        };
         let (outcome, reason) = match failed {
             Failed::GivenUp(reason) => (CutoverOutcome::Aborted, reason.clone()),
             Failed::Different(what) => {
@@ -424,6 +420,14 @@ impl Cutover {
                 (CutoverOutcome::Different, format!("source and target differ: {}", named(what)))
             }
             Failed::Stop => (CutoverOutcome::Aborted, "the daemon stops".to_owned()),
+        };
+        if self.context.board.state() == State::CuttingOver {
+            // That may have to wait for the source.
+            self.note(&format!("undoing it: {reason}"));
+        }
+        let undone = tokio::select! {
+            undone = undo(&self.context, &within) => undone,
+            () = late => Err(Interrupted::Stop),
         };
         match undone {
             Ok(()) => show_given_up(&self.context, outcome, &reason),

@@ -1,6 +1,7 @@
 //! A source that is gone for good: the target takes over with everything that was read and is durable, and what it
 //! lacks is named.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::plan::{CutoverRecord, Decided};
@@ -91,7 +92,10 @@ fn decided_phase(phase: &Phase) -> Result<Phase, IllegalTransition> {
 /// nowhere else.
 pub(in crate::sync) async fn come_to_rest(context: &Context) {
     let resting = async {
-        while context.cutover.is_followed() && context.cutover.stands_at().is_none() {
+        // It stands still only where the target is the source at one moment.
+        let is_settled = || context.settled.load(Ordering::Relaxed);
+        while context.cutover.is_followed() && is_settled() && context.cutover.stands_at().is_none()
+        {
             // One that is given up meanwhile lets the replay go on.
             if !context.cutover.is_wanted() {
                 context.cutover.want(true);

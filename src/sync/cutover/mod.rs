@@ -10,6 +10,7 @@
 
 mod acting;
 mod again;
+mod counting;
 mod finishing;
 mod hooks;
 mod lost;
@@ -37,9 +38,9 @@ use super::startup;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::http::control::{CutoverOptions, Refusal};
-use crate::mongo::{Deployment, Side};
+use crate::mongo::{Deployment, Failure, Side};
 use crate::replay::window::ResumePoint;
-use crate::retry::until_reached;
+use crate::retry::{Stopped, until_reached};
 use crate::source::writes;
 use crate::status::{CutoverOutcome, CutoverStatus, CutoverStep, State, WallTime, WriteBlock};
 use crate::stop::Stop;
@@ -57,6 +58,9 @@ pub(super) use served::{is_over, serve, show as show_over};
 
 /// Connections for lifting a block before anything else is known.
 const CONNECTIONS: u32 = 2;
+/// How often the source may refuse to lift a block for a reason that may pass, and what is waited for in between.
+const REFUSED_MAX: u32 = 30;
+const LIFT_AGAIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether a cutover is still at work.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -307,7 +311,20 @@ fn show_given_up(context: &Context, outcome: CutoverOutcome, reason: &str) {
 
 /// Lifts a block of ours on the source. How to do it by hand is said if that cannot be done.
 async fn lift(source: &Deployment, stop: &Stop) -> Result<(), Interrupted> {
-    let lifted = until_reached(source.side, stop, || writes::lift_block(source)).await;
+    let mut refused = 0;
+    let lifted = loop {
+        match until_reached(source.side, stop, || writes::lift_block(source)).await {
+            // Whatever it is, applications wait for this: it may pass.
+            Err(Stopped::Failed(error))
+                if refused < REFUSED_MAX && error.failure != Failure::Privilege =>
+            {
+                tracing::warn!("{error}");
+                refused += 1;
+                stop.sleep(LIFT_AGAIN).await?;
+            }
+            lifted => break lifted,
+        }
+    };
     if lifted.is_err() {
         tracing::error!(
             "the write block on the source could not be lifted; the next start tries again; by hand: {}",
@@ -434,4 +451,23 @@ async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
 /// The end of a daemon whose state cannot be kept.
 fn failed(text: impl std::fmt::Display) -> Interrupted {
     Interrupted::Exit(Exit::new(Code::Internal, text.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_cutover_is_noticed_and_a_defect_is_told_from_an_end_in_order() {
+        let handover = Handover::default();
+        for (fails, expected) in [(false, false), (true, true)] {
+            let task = tokio::spawn(async move { assert!(!fails, "a defect") });
+            let (abort, hurry) = (Stop::new(), Stop::new());
+            handover.inner().running = Some(Running { abort, hurry, task });
+            assert_eq!(handover.ended().await.is_err(), expected);
+            assert!(!handover.is_running());
+        }
+        let nothing = tokio::time::timeout(Duration::from_secs(60), handover.ended());
+        assert!(nothing.await.is_err(), "nothing is under way");
+    }
 }

@@ -6,20 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::Uuid;
-use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 
 use super::acting::{Cutover, Failed};
 use super::again;
+use super::counting::{self, Counted};
 use super::plan::named;
-use crate::catalogue::Collection;
 use crate::copy::Pace;
-use crate::mongo::Error;
-use crate::position::Cut;
 use crate::replay::noted::{self, Documents};
-use crate::retry::Stopped;
 use crate::status::{Proof, VerifyDepth};
-use crate::sync::divergence::exact::{Counters, count_now};
 use crate::sync::verifying::Asked;
 use crate::verify::changed::Again;
 use crate::verify::moment::Moments;
@@ -29,8 +24,6 @@ use crate::verify::{Outcome, Report, Verifier, VerifyError, verify};
 pub(in crate::sync) const FOLDER: &str = "cutover";
 /// Runs that are read at once.
 const WORKERS_MAX: usize = 4;
-/// How often a collection is counted that cannot be counted at an optime.
-const COUNTS_MAX: u32 = 5;
 /// How often it is said how far the comparison has come.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +38,8 @@ pub(super) struct Proven {
     /// What was taken from the notes and is to be compared: whole collections, and single documents.
     pub(super) whole: BTreeSet<Uuid>,
     pub(super) left: Option<Documents>,
+    /// What was counted while writes went on.
+    pub(super) numbers: HashMap<Uuid, Counted>,
 }
 
 /// What compares, at this pace.
@@ -78,8 +73,13 @@ impl From<VerifyError> for Failed {
 /// Something differs, or could not be proved to be equal.
 pub(super) async fn before(cutover: &Cutover) -> Result<Proven, Failed> {
     let mut proven = Proven::default();
-    if cutover.options.verify != VerifyDepth::Full {
-        return Ok(proven);
+    match cutover.options.verify {
+        VerifyDepth::Full => {}
+        VerifyDepth::Counts => {
+            counting::before(cutover, &mut proven).await?;
+            return Ok(proven);
+        }
+        VerifyDepth::None => return Ok(proven),
     }
     let folder = cutover.context.config.state.directory.join(FOLDER);
     let noted = &cutover.context.noted;
@@ -184,7 +184,7 @@ pub(super) async fn after(cutover: &Cutover, proven: &mut Proven) -> Result<u64,
                         "equal: all definitions, and {count} documents that had changed"
                     ));
                 }
-                _ => counts(cutover, proven).await?,
+                _ => counting::after(cutover, proven).await?,
             }
             counted
         }
@@ -215,67 +215,4 @@ async fn definitions(cutover: &Cutover, proven: &mut Proven) -> Result<(), Faile
         };
         judge(again::whole(cutover, &verifier, uuid).await?)?;
     }
-}
-
-/// Counts documents exactly on both sides; the replay stands still.
-async fn counts(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
-    let context = &cutover.context;
-    let all: Vec<(Uuid, Collection)> = {
-        let catalogue = context.catalogue.read();
-        catalogue.collections.iter().map(|(uuid, found)| (*uuid, found.clone())).collect()
-    };
-    let asked = context.desk.ask();
-    let cut = asked.await.map_err(|_| Failed::GivenUp("the replay has ended".to_owned()))?;
-    let mut counting = stream::iter(all)
-        .map(async |(uuid, found)| {
-            let counted = count(cutover, uuid, &found, &cut).await;
-            (uuid, found, counted)
-        })
-        .buffer_unordered(WORKERS_MAX);
-    let mut again = Again::default();
-    proven.counted.clear();
-    while let Some((uuid, found, counted)) = counting.next().await {
-        let (source, target) = counted?;
-        if source == target {
-            proven.counted.insert(uuid, target);
-        } else {
-            let name = &found.source;
-            again.different.push(format!("{name}: {source} documents, {target} on the target"));
-        }
-    }
-    judge(again)?;
-    proven.proof.collections = proven.counted.len() as u64;
-    cutover
-        .note(&format!("numbers of documents are equal in {} collections", proven.counted.len()));
-    Ok(())
-}
-
-async fn count(
-    cutover: &Cutover,
-    uuid: Uuid,
-    found: &Collection,
-    cut: &Cut,
-) -> Result<(u64, u64), Failed> {
-    let context = &cutover.context;
-    let mut counters = Counters::new(&context.source, &context.target);
-    match counters.count(uuid, found, cut).await {
-        Ok(Some(exact)) => return Ok((exact.source, exact.target)),
-        Ok(None) => {
-            return Err(Failed::GivenUp(format!("{} was renamed or dropped", found.source)));
-        }
-        // No history is kept of it, or not for long enough: nothing should be written any more.
-        Err(error) if error.code().is_some() => {}
-        Err(error) => return Err(Failed::from(Stopped::<Error>::Failed(error))),
-    }
-    let failed = |error: Error| Failed::GivenUp(error.to_string());
-    let mut counted = (0, 1);
-    for _ in 0..COUNTS_MAX {
-        let source = count_now(&context.source, &found.source).await.map_err(failed)?;
-        counted = (source, count_now(&context.target, &found.target).await.map_err(failed)?);
-        if counted.0 == counted.1 {
-            break;
-        }
-        cutover.abort.sleep(SHOW_EVERY).await?;
-    }
-    Ok(counted)
 }
