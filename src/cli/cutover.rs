@@ -38,7 +38,7 @@ pub(super) struct Options {
     /// Gives up the cutover that is under way, if it is not decided
     #[arg(long, conflicts_with = "source_lost")]
     abort: bool,
-    /// The source is gone for good: the target takes over as it stands, and what it lacks is lost
+    /// The source is gone for good: the target takes over with all that was read of it, and the rest is lost
     #[arg(long, requires = "yes")]
     source_lost: bool,
     /// Does not ask

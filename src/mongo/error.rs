@@ -114,8 +114,8 @@ impl Error {
 /// Error codes that say "not now, not this node": stepping down, shutting down, network trouble behind the node,
 /// a write concern that could not be waited out. From the server's error_codes.yml, categories RetriableError and
 /// NotPrimaryError, ShutdownError; and 11601, an operation that somebody killed: a daemon that takes over kills what
-/// its predecessor has in flight, and the predecessor learns from the next attempt that it is one. And 211: a member that
-/// was started just now does not have the keys yet by which the set signs its times.
+/// its predecessor has in flight, and the predecessor learns from the next attempt that it is one. And
+/// 211: a member that was started just now does not have the keys yet by which the set signs its times.
 const TRANSIENT: [i32; 22] = [
     6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 211, 262, 317, 358, 365, 9001, 10107, 11600, 11601,
     11602, 13435, 13436,

@@ -1,5 +1,6 @@
 //! By how much the replay changes the numbers of documents, added up while somebody wants to know. Every insert and
-//! removal is an entry of the source's oplog, so that a number counted there at one moment can be carried on to another.
+//! removal is an entry of the source's oplog, so that a number counted there at one moment can be carried on to a later
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -143,19 +143,6 @@ pub async fn writers(source: &Deployment) -> Result<BTreeSet<Writer>, Error> {
     Ok(named.collect())
 }
 
-/// Whether the server is removing expired documents at this very moment.
-///
-/// # Errors
-/// The call failed.
-pub async fn is_expiring(source: &Deployment) -> Result<bool, Error> {
-    let stages = vec![
-        all_operations(false),
-        doc! { "$match": { "desc": "TTLMonitor" } },
-        doc! { "$limit": 1 },
-    ];
-    Ok(!operations(source, "look whether documents expire", stages).await?.is_empty())
-}
-
 /// A transaction that a client has open: its session and number.
 pub type OpenTransaction = (Vec<u8>, i64);
 

@@ -24,7 +24,8 @@ use crate::verify::changed::Again;
 
 /// Collections that are asked about at once.
 const AT_ONCE: usize = 4;
-/// Collections that are counted at one optime, at the most, and their documents: servers keep their history for minutes.
+/// Collections that are counted at one optime, at the most, and their documents: servers keep their history for minutes
+/// only.
 const GROUP_MAX: usize = 100;
 const GROUP_DOCUMENTS_MAX: u64 = 1_000_000;
 /// How often a collection is counted that cannot be counted at an optime, and what is waited for in between.
@@ -61,13 +62,14 @@ fn followed(cutover: &Cutover) -> Vec<Followed> {
     catalogue.collections.iter().map(|(uuid, found)| (*uuid, found.clone())).collect()
 }
 
-/// What the target says of each, and which process says so.
+/// What the target says of each, and which process says so; `None` if it was more than one.
 async fn ask(
     cutover: &Cutover,
     all: &[Followed],
 ) -> Result<(HashMap<Uuid, u64>, Option<ObjectId>), Failed> {
     let target = &cutover.context.target;
-    let hello = until_reached(target.side, &cutover.abort, || Hello::ask(target)).await?;
+    let hello = || until_reached(target.side, &cutover.abort, || Hello::ask(target));
+    let process = hello().await?.process_id();
     let mut asking = stream::iter(all)
         .map(async |(uuid, found)| {
             let name = || Bson::String(found.target.collection.clone());
@@ -79,7 +81,8 @@ async fn ask(
     while let Some((uuid, said)) = asking.next().await {
         fast.extend(said?.map(|documents| (uuid, documents)));
     }
-    Ok((fast, hello.process_id()))
+    let is_same = hello().await?.process_id() == process;
+    Ok((fast, process.filter(|_| is_same)))
 }
 
 /// Counts everything while writes go on.
@@ -280,8 +283,8 @@ mod tests {
     #[test]
     fn collections_are_counted_in_groups_that_do_not_take_too_long() {
         let collection = |n: usize| Collection {
-            source: Namespace::new("a", &n.to_string()),
-            target: Namespace::new("a", &n.to_string()),
+            source: Namespace::new("a", n.to_string()),
+            target: Namespace::new("a", n.to_string()),
             target_uuid: None,
             options: Spec::default(),
             id_index: None,

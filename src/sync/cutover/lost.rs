@@ -242,12 +242,11 @@ pub async fn lose_source_unattended(
     let record = RecordStore::find(directory)?;
     let mut record =
         record.ok_or_else(|| refuse("the state directory holds no migration that follows"))?;
-    // One whose very address cannot be looked up any more does not answer either.
-    let source = startup::connect(config, Side::Source, "snapsync cutover", CONNECTIONS).await;
-    if let Ok(source) = source
-        && answers(&source).await
-    {
-        return Err(refuse(ANSWERS));
+    match startup::connect(config, Side::Source, "snapsync cutover", CONNECTIONS).await {
+        Ok(source) if answers(&source).await => return Err(refuse(ANSWERS)),
+        // One whose very name cannot be looked up any more does not answer either.
+        Err(exit) if exit.code != Code::Unavailable => return Err(exit),
+        _ => {}
     }
     let catalogue = copying::open_catalogue(directory)?.read().clone();
     let resume = record.resume.unwrap_or_default();

@@ -9,6 +9,8 @@ use crate::harness::{
 };
 use crate::repair::steps::{hold_for, let_go, wait_held, with_test_commands};
 
+/// A source of which not even the name is there any more.
+const GONE: &str = "[source]\nuri = \"mongodb+srv://gone.invalid\"";
 /// Bytes of an entry at the least.
 const ENTRY_BYTES_MIN: u64 = 100;
 
@@ -53,8 +55,8 @@ async fn without_a_block_the_source_has_to_become_quiet_or_be_lost() {
     assert_eq!(code, Some(1), "the source answers: {said:#}");
     quiesce(&mut daemon, &pair.source).await;
 
-    // A daemon that is killed while it applies a window, and cannot start without the source: what is left of the window
-    // is lost with it, and named.
+    // A daemon that is killed while it applies a window, and cannot start without the source: what is left of the
+    // window is lost with it, and named.
     let before = hold_for(&pair.target, "insert", 0, 4000).await;
     people.insert_one(doc! {"_id": "cut short"}).await.unwrap();
     wait_held(&pair.target, before).await;
@@ -62,6 +64,7 @@ async fn without_a_block_the_source_has_to_become_quiet_or_be_lost() {
     pair.source.kill9();
     let position = daemon.state_directory().join("position");
     let before = std::fs::read(&position).unwrap();
+    daemon.configure(GONE);
     let lost = daemon.command(&["cutover", "--source-lost", "--yes"]);
     let said = String::from_utf8_lossy(&lost.stderr);
     assert!(lost.status.success() && said.contains("while it applied a window"), "{said}");
@@ -71,6 +74,7 @@ async fn without_a_block_the_source_has_to_become_quiet_or_be_lost() {
     std::fs::write(&position, before).unwrap();
     pair.source.restart().await;
     let_go(&pair.target).await;
+    daemon.configure(&format!("[source]\nuri = {:?}", pair.source.uri()));
     daemon.restart();
     daemon.wait_state("live").await;
     quiesce(&mut daemon, &pair.source).await;
@@ -94,7 +98,7 @@ async fn without_a_block_the_source_has_to_become_quiet_or_be_lost() {
     assert_eq!(reply.status, 202, "{}", reply.body);
     wait_held(&pair.target, before).await;
     daemon.kill9();
-    daemon.configure("[source]\nuri = \"mongodb+srv://gone.invalid\"");
+    daemon.configure(GONE);
     daemon.restart();
     let_go(&pair.target).await;
     let status = daemon.wait_state("cut-over").await;
