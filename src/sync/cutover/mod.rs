@@ -402,12 +402,16 @@ pub(super) async fn make_good(context: &Context, stop: &Stop) -> Result<(), Inte
 pub(super) async fn left_undone(context: &Context) {
     loop {
         let ended = context.cutover.ended().await;
+        let record = context.records.get();
+        let is_decided = is_decided(&record);
         if let Err(panic) = &ended {
             tracing::error!("internal error: the cutover failed: {panic}");
-            show_given_up(context, CutoverOutcome::Aborted, "an internal error; see the journal");
+            if !is_decided {
+                let reason = "an internal error; see the journal";
+                show_given_up(context, CutoverOutcome::Aborted, reason);
+            }
         }
-        let record = context.records.get();
-        if ended.is_err() || (record.cutover.is_some() && !is_decided(&record)) {
+        if ended.is_err() || (record.cutover.is_some() && !is_decided) {
             return;
         }
     }
