@@ -38,7 +38,7 @@ pub(super) struct Options {
     /// Gives up the cutover that is under way, if it is not decided
     #[arg(long, conflicts_with = "source_lost")]
     abort: bool,
-    /// The source is gone for good: the target takes over as it stands, and what it lacks is lost
+    /// The source is gone for good: the target takes over with all that was read of it, and the rest is lost
     #[arg(long, requires = "yes")]
     source_lost: bool,
     /// Does not ask
@@ -130,13 +130,26 @@ async fn carry_out(
 async fn without_daemon(inputs: &Inputs) -> Result<(), Exit> {
     let config = load(inputs)?.config;
     let options = CutoverOptions { source_lost: true, by: user(), ..CutoverOptions::default() };
-    let at = lose_source_unattended(&config, &options).await?;
-    let wall = WallTime::from_ms(at.wall_ms);
-    say(&format!(
-        "decided: the target takes over at {} ({wall}); what came later is lost",
-        at.applied.ts
-    ));
-    say("now start the daemon (systemctl start snapsync): it restores what was held back");
+    let decided = lose_source_unattended(&config, &options).await?;
+    let wall = WallTime::from_ms(decided.resume.wall_ms);
+    let stands = format!(
+        "decided: the target takes over; it stands at {} ({wall})",
+        decided.resume.applied.ts
+    );
+    match decided.spooled {
+        Some(until) => say(&format!(
+            "{stands}, and what was read up to {} is applied yet; what came later is lost",
+            until.ts
+        )),
+        None => say(&format!("{stands}; what came later is lost")),
+    }
+    if let Some(until) = decided.cut_short {
+        say(&format!(
+            "the daemon was killed while it applied a window: of what the source did up to {until} some is \
+             on the target, and some is lost"
+        ));
+    }
+    say("now start the daemon (systemctl start snapsync): it brings this to its end");
     Ok(())
 }
 

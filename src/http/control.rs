@@ -53,6 +53,18 @@ pub struct CutoverOptions {
     pub by: Option<String>,
 }
 
+/// The longest that a name of whoever asks may be.
+const NAME_BYTES_MAX: usize = 100;
+
+impl CutoverOptions {
+    /// Who asks, short enough to be kept.
+    #[must_use]
+    pub fn requested_by(&self) -> Option<&str> {
+        let name = self.by.as_deref().map(str::trim).filter(|name| !name.is_empty())?;
+        Some(&name[..name.floor_char_boundary(NAME_BYTES_MAX)])
+    }
+}
+
 impl Default for CutoverOptions {
     fn default() -> Self {
         Self {
@@ -147,6 +159,14 @@ mod tests {
         let asking = async { (control.ask(Wish::Pause).await, control.ask(Wish::Resume).await) };
         let (answers, ()) = tokio::join!(asking, answering);
         assert_eq!(answers, (Ok(()), Err(Refusal::wrong_state("it is not paused"))));
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let named = |by: String| CutoverOptions { by: Some(by), ..CutoverOptions::default() };
+        assert_eq!(named("ä".repeat(90)).requested_by().unwrap().len(), 100);
+        assert_eq!(named(" ada ".into()).requested_by(), Some("ada"));
+        assert_eq!(named(" ".into()).requested_by(), None);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mongodb::Client;
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, ServerAddress};
 
 use super::error::{Error, Side};
 use crate::config::Uri;
@@ -13,6 +13,8 @@ const SERVER_SELECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often servers are looked at; with the connect time-out this bounds how long a silent server goes unnoticed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A name that no name server knows, for ever (RFC 6761).
+const NOWHERE: &str = "gone.invalid";
 
 /// What the connections of one [`Deployment`] are for.
 #[derive(Debug, Clone)]
@@ -44,6 +46,19 @@ impl Deployment {
         let client = Client::with_options(options);
         let client = client.map_err(|error| Error::new(side, "connect", &error))?;
         Ok(Self { side, client })
+    }
+
+    /// Stands for one whose address cannot be looked up any more, and that nobody has to ask: it never answers.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn gone(side: Side) -> Result<Self, Error> {
+        let failed = |error: mongodb::error::Error| Error::new(side, "connect", &error);
+        let mut options = ClientOptions::default();
+        options.hosts = vec![ServerAddress::parse(NOWHERE).map_err(failed)?];
+        options.server_selection_timeout = Some(SERVER_SELECTION_TIMEOUT);
+        options.heartbeat_freq = Some(HEARTBEAT);
+        Ok(Self { side, client: Client::with_options(options).map_err(failed)? })
     }
 
     /// An error of this side.

@@ -114,10 +114,11 @@ impl Error {
 /// Error codes that say "not now, not this node": stepping down, shutting down, network trouble behind the node,
 /// a write concern that could not be waited out. From the server's error_codes.yml, categories RetriableError and
 /// NotPrimaryError, ShutdownError; and 11601, an operation that somebody killed: a daemon that takes over kills what
-/// its predecessor has in flight, and the predecessor learns from the next attempt that it is one.
-const TRANSIENT: [i32; 21] = [
-    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 262, 317, 358, 365, 9001, 10107, 11600, 11601, 11602,
-    13435, 13436,
+/// its predecessor has in flight, and the predecessor learns from the next attempt that it is one. And
+/// 211: a member that was started just now does not have the keys yet by which the set signs its times.
+const TRANSIENT: [i32; 22] = [
+    6, 7, 24, 64, 89, 91, 112, 134, 189, 202, 211, 262, 317, 358, 365, 9001, 10107, 11600, 11601,
+    11602, 13435, 13436,
 ];
 /// The server has seen a higher number in this session.
 const TRANSACTION_TOO_OLD: i32 = 225;
@@ -205,6 +206,7 @@ mod tests {
     #[test]
     fn a_server_that_steps_down_may_be_asked_again() {
         assert_eq!(failure_of_code(10107), Failure::Unreachable);
+        assert_eq!(failure_of_code(211), Failure::Unreachable);
         assert_eq!(failure_of_code(13), Failure::Privilege);
         assert_eq!(failure_of_code(11000), Failure::Server(11000));
     }

@@ -164,7 +164,7 @@ impl Applier {
         let conflicts = &mut carried.conflicts;
         match step {
             Step::Write(mut stage) => {
-                self.noted.stage(&stage);
+                self.noted.stage(&stage, tolerant);
                 conflicts
                     .merge_into(&mut stage)
                     .map_err(|(uuid, source)| Stopped::Failed(self.diff_error(uuid, source)))?;

@@ -21,6 +21,8 @@ pub struct Changes {
     /// Which of them were removed and then inserted again: after how many changes, and as which of these.
     again: HashMap<usize, (usize, usize)>,
     inserted_again: usize,
+    /// Inserts less removals.
+    net: i64,
 }
 
 /// What a window did to one document.
@@ -118,6 +120,11 @@ impl Changes {
         })
     }
 
+    /// Inserts less removals: by how much the number of documents on the source has changed.
+    pub(super) fn net(&self) -> i64 {
+        self.net
+    }
+
     /// Number of documents concerned.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -152,6 +159,7 @@ impl Changes {
             Kind::Insert { id, doc } => {
                 let document = doc.to_owned();
                 let bytes = document.as_bytes().len();
+                self.net += 1;
                 self.put(IdKey::new(id), document, true);
                 Ok(bytes)
             }
@@ -168,6 +176,7 @@ impl Changes {
             Kind::Delete { id } => {
                 let id_document = single("_id", id);
                 let bytes = id_document.as_bytes().len();
+                self.net -= 1;
                 self.remove(IdKey::new(id), id_document);
                 Ok(bytes)
             }

@@ -14,4 +14,5 @@ mod model;
 pub mod noted;
 pub mod plan;
 pub mod scope;
+mod tally;
 pub mod window;

@@ -12,6 +12,7 @@ use bson::{RawDocumentBuf, Uuid};
 use twox_hash::XxHash3_128;
 
 use super::plan::{CollectionChange, Definition, Stage};
+use super::tally::Tally;
 
 /// Bytes of `_id`s on disk at the most.
 pub const BYTES_MAX: u64 = 256 << 20;
@@ -23,6 +24,7 @@ const REMEMBERED_MAX: usize = 100_000;
 #[derive(Debug, Clone, Default)]
 pub struct Noted {
     notes: Arc<Mutex<Option<Notes>>>,
+    tally: Arc<Mutex<Option<Tally>>>,
 }
 
 #[derive(Debug)]
@@ -35,8 +37,8 @@ struct Notes {
     bytes_max: u64,
     remembered: HashSet<u128>,
     whole: BTreeSet<Uuid>,
-    /// `_id`s noted of each collection.
-    counts: BTreeMap<Uuid, u64>,
+    /// Bytes in the file of each collection.
+    sizes: BTreeMap<Uuid, u64>,
     /// The disk failed: anything may have changed.
     is_lost: bool,
 }
@@ -76,7 +78,7 @@ impl Noted {
             bytes_max,
             remembered: HashSet::new(),
             whole: BTreeSet::new(),
-            counts: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             is_lost: false,
         };
         notes.next_file()?;
@@ -84,8 +86,25 @@ impl Noted {
         Ok(())
     }
 
+    fn tally(&self) -> MutexGuard<'_, Option<Tally>> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to add up by how much numbers of documents change.
+    pub fn count(&self) {
+        *self.tally() = Some(Tally::default());
+    }
+
+    /// By how much the number of documents of a collection on the source has changed so far, by its UUID there; `None`
+    /// if that is not known.
+    #[must_use]
+    pub fn net(&self, uuid: &Uuid) -> Option<i64> {
+        self.tally().as_ref().and_then(|tally| tally.net(uuid))
+    }
+
     /// Ends, and removes what was noted.
     pub fn stop(&self) {
+        *self.tally() = None;
         if let Some(notes) = self.notes().take()
             && let Err(error) = std::fs::remove_dir_all(&notes.folder)
         {
@@ -113,8 +132,18 @@ impl Noted {
         }
     }
 
+    /// These documents were taken away, but not compared: they are noted again.
+    pub fn put_back(&self, uuid: Uuid, ids: &[RawDocumentBuf]) {
+        if let Some(notes) = self.notes().as_mut() {
+            ids.iter().for_each(|id| notes.note(uuid, id));
+        }
+    }
+
     /// These documents are about to be changed.
-    pub(super) fn stage(&self, stage: &Stage) {
+    pub(super) fn stage(&self, stage: &Stage, tolerant: bool) {
+        if let Some(tally) = self.tally().as_mut() {
+            tally.stage(stage, tolerant);
+        }
         if let Some(notes) = self.notes().as_mut() {
             for (uuid, changes) in &stage.collections {
                 for id in changes.ids() {
@@ -126,11 +155,14 @@ impl Noted {
 
     /// This is about to be defined.
     pub(super) fn definition(&self, definition: &Definition) {
+        if let Some(tally) = self.tally().as_mut() {
+            tally.definition(definition);
+        }
         if let Some(notes) = self.notes().as_mut()
             && let Definition::Collection { uuid, change } = definition
             && !matches!(change, CollectionChange::Drop)
         {
-            notes.whole(*uuid);
+            notes.whole.insert(*uuid);
         }
     }
 }
@@ -142,23 +174,15 @@ impl Notes {
         self.file = Some(BufWriter::new(file));
         self.bytes = 0;
         self.remembered.clear();
-        self.counts.clear();
+        self.sizes.clear();
         Ok(())
-    }
-
-    fn whole(&mut self, uuid: Uuid) {
-        self.whole.insert(uuid);
-        self.counts.remove(&uuid);
     }
 
     fn note(&mut self, uuid: Uuid, id: &RawDocumentBuf) {
         if self.is_lost || self.whole.contains(&uuid) {
             return;
         }
-        let bytes = id.as_bytes();
-        let mut key = Vec::with_capacity(16 + bytes.len());
-        key.extend_from_slice(&uuid.bytes());
-        key.extend_from_slice(bytes);
+        let key = key(uuid, id);
         if self.remembered.len() >= REMEMBERED_MAX {
             self.remembered.clear();
         }
@@ -166,21 +190,60 @@ impl Notes {
             return;
         }
         if self.bytes + key.len() as u64 > self.bytes_max {
-            return self.make_room(uuid);
+            self.make_room();
+            if self.bytes + key.len() as u64 > self.bytes_max {
+                self.whole.insert(uuid);
+            }
+            if self.is_lost || self.whole.contains(&uuid) {
+                return;
+            }
         }
-        self.bytes += key.len() as u64;
-        *self.counts.entry(uuid).or_default() += 1;
-        // A BSON document says its own length.
-        let written = self.file.as_mut().map(|file| file.write_all(&key));
-        if !matches!(written, Some(Ok(()))) {
+        if self.write(uuid, &key).is_err() {
             self.is_lost = true;
         }
     }
 
-    /// The collection that takes the most room is noted whole from now on, and this one.
-    fn make_room(&mut self, uuid: Uuid) {
-        let largest = self.counts.iter().max_by_key(|(_, count)| **count).map(|(uuid, _)| *uuid);
-        largest.into_iter().chain([uuid]).for_each(|uuid| self.whole(uuid));
+    /// A BSON document says its own length.
+    fn write(&mut self, uuid: Uuid, key: &[u8]) -> io::Result<()> {
+        let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        file.write_all(key)?;
+        self.bytes += key.len() as u64;
+        *self.sizes.entry(uuid).or_default() += key.len() as u64;
+        Ok(())
+    }
+
+    /// The collections that take the most room are noted whole from now on, until half of the room is free.
+    fn make_room(&mut self) {
+        let mut sizes: Vec<(u64, Uuid)> =
+            self.sizes.iter().map(|(uuid, size)| (*size, *uuid)).collect();
+        sizes.sort_unstable();
+        let mut left = self.bytes;
+        while left > self.bytes_max / 2
+            && let Some((size, uuid)) = sizes.pop()
+        {
+            left -= size;
+            self.whole.insert(uuid);
+        }
+        if self.rewrite().is_err() {
+            self.is_lost = true;
+        }
+    }
+
+    /// Takes out of the file what is noted whole.
+    fn rewrite(&mut self) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.flush()?;
+        }
+        let path = self.folder.join(self.number.to_string());
+        let mut documents = Documents::open(&path)?;
+        std::fs::remove_file(path)?;
+        self.next_file()?;
+        while let Some((uuid, id)) = documents.next_id()? {
+            if !self.whole.contains(&uuid) {
+                self.write(uuid, &key(uuid, &id))?;
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self) -> Changed {
@@ -194,6 +257,14 @@ impl Notes {
         self.is_lost = self.next_file().is_err();
         Changed { whole, everything, documents }
     }
+}
+
+fn key(uuid: Uuid, id: &RawDocumentBuf) -> Vec<u8> {
+    let bytes = id.as_bytes();
+    let mut key = Vec::with_capacity(16 + bytes.len());
+    key.extend_from_slice(&uuid.bytes());
+    key.extend_from_slice(bytes);
+    key
 }
 
 /// Documents that were changed.
@@ -271,18 +342,46 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_room_whole_collections_are_noted() {
-        let (_folder, noted) = start(1000);
+    fn where_there_is_no_room_whole_collections_are_noted_and_give_theirs_back() {
+        let (folder, noted) = start(1000);
         let [large, small] = [Uuid::new(), Uuid::new()];
         note(&noted, small, 1);
         for id in 0..100 {
             note(&noted, large, id);
         }
         note(&noted, small, 2);
-        let changed = noted.take();
-        assert!(changed.whole.contains(&large) && !changed.everything);
+        let used = noted.notes().as_ref().unwrap().bytes;
+        assert_eq!(used, 2 * (16 + 14), "what is compared whole takes no room");
+        let file = std::fs::read_dir(folder.path().join("changed")).unwrap();
+        assert_eq!(file.count(), 1, "and no old file is left");
+        assert_eq!(noted.whole(), (BTreeSet::from([large]), false), "the others stay");
+        note(&noted, large, 1);
+        let mut changed = noted.take();
+        assert!(changed.whole.is_empty() && !changed.everything);
+        let expected = [(small, 1), (small, 2), (large, 1)];
+        assert_eq!(ids(&mut changed), expected, "what changes while it is compared whole");
         note(&noted, large, 7);
-        assert_eq!(ids(&mut noted.take()), [(large, 7)], "there is room again");
+        noted.put_back(small, &[rawdoc! { "_id": 8 }]);
+        assert_eq!(ids(&mut noted.take()), [(large, 7), (small, 8)], "there is room again");
+    }
+
+    #[test]
+    fn many_small_collections_make_room_in_few_steps_and_one_large_id_has_none() {
+        let (_folder, noted) = start(3000);
+        let uuids: Vec<Uuid> = (0..1000).map(|_| Uuid::new()).collect();
+        for uuid in &uuids {
+            note(&noted, *uuid, 1);
+            assert!(noted.notes().as_ref().unwrap().bytes <= 3000);
+        }
+        let files = noted.notes().as_ref().unwrap().number;
+        assert!(files < 30, "{files} rewritings for 1000 collections");
+        let large = rawdoc! { "_id": "x".repeat(4000) };
+        let uuid = Uuid::new();
+        noted.put_back(uuid, &[large]);
+        let mut changed = noted.take();
+        assert!(changed.whole.contains(&uuid) && !changed.everything);
+        let single: BTreeSet<Uuid> = ids(&mut changed).into_iter().map(|(uuid, _)| uuid).collect();
+        assert!(uuids.iter().all(|uuid| changed.whole.contains(uuid) != single.contains(uuid)));
     }
 
     #[test]

@@ -33,6 +33,16 @@ const CHAIN_MAX: usize = 100_000;
 pub async fn choose(source: &Deployment) -> Result<Start, Error> {
     let hello = Hello::ask(source).await?;
     let (apply_after, wall_ms) = hello.majority_optime(source)?;
+    let read_from = reads_from(source, apply_after).await?;
+    Ok(Start { apply_after, wall_ms, read_from })
+}
+
+/// Where reading begins if everything after this entry is wanted whole: there, or at the first entry of the oldest
+/// transaction that is open there.
+///
+/// # Errors
+/// As [`choose`].
+pub async fn reads_from(source: &Deployment, apply_after: OpTime) -> Result<OpTime, Error> {
     let mut read_from = beginning(source, apply_after).await?;
     if let Some(oldest) = oldest_prepared(source).await?
         && oldest < read_from.ts
@@ -42,7 +52,7 @@ pub async fn choose(source: &Deployment) -> Result<Start, Error> {
             Error::other(source.side, action, "the oplog no longer holds it")
         })?;
     }
-    Ok(Start { apply_after, wall_ms, read_from })
+    Ok(read_from)
 }
 
 /// Where reading begins if everything after this entry is wanted whole: the entry itself, unless a transaction that is

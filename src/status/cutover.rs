@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Deployment, HeldBack, WallTime};
-use crate::position::OpTime;
+use crate::position::{OpTime, Ts};
 
 /// Lines kept of what happened, the latest ones.
 const LINES_MAX: usize = 200;
@@ -217,6 +217,9 @@ pub struct Proof {
     pub collections: u64,
     /// Documents compared before writes were stopped.
     pub documents: u64,
+    /// Documents that had changed meanwhile, and were compared again before writes were stopped.
+    #[serde(default)]
+    pub documents_again: u64,
     /// Documents compared after that: those that had changed meanwhile.
     pub documents_after: u64,
 }
@@ -266,6 +269,10 @@ pub struct CutoverReport {
     pub reverse_from: OpTime,
     /// With `--source-lost`: for how long the source had not been seen, and so how much may be missing.
     pub source_unseen_seconds: Option<u64>,
+    /// With `--source-lost`, if the daemon was killed while it applied a window, and that was not kept: up to here the
+    /// target holds some of what the source did and not the rest.
+    #[serde(default)]
+    pub cut_short: Option<Ts>,
     /// What was compared.
     pub verify: VerifyDepth,
     /// How much that was.

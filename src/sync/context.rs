@@ -1,6 +1,5 @@
 //! What all acts of a migration share.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -152,12 +151,6 @@ pub struct Context {
 }
 
 impl Context {
-    /// Where the spool is.
-    #[must_use]
-    pub fn spool_directory(&self) -> PathBuf {
-        self.config.state.directory.join(super::copying::SPOOL_FOLDER)
-    }
-
     /// Kills and waits out what an act may have left in flight that was told to stop while the target did not answer.
     /// To be called between two acts, before anything that must not meet it.
     ///

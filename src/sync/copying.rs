@@ -10,7 +10,7 @@ use super::reconcile;
 use super::spooling::Spooler;
 use crate::catalogue::Catalogue;
 use crate::catalogue::repair::RECURS_TIMES;
-use crate::config::OnExistingData;
+use crate::config::{Config, OnExistingData};
 use crate::copy::{self, Copier, Counters, ProgressStore, prepare};
 use crate::exit::{Code, Exit};
 use crate::mongo::{Deployment, Error};
@@ -153,7 +153,7 @@ pub async fn start_over(context: &Context, reason: &str, stop: &Stop) -> Result<
 /// The disk.
 pub fn open_spool(context: &Context, read_from: OpTime) -> Result<SpoolWriter, Interrupted> {
     tokio::task::block_in_place(|| {
-        let (mut writer, held) = open_as_it_is(context)?;
+        let (mut writer, held) = open_as_it_is(&context.config)?;
         if held.is_some_and(|held| held.first > read_from || held.last < read_from) {
             writer.remove_all()?;
         }
@@ -166,19 +166,27 @@ pub fn open_spool(context: &Context, read_from: OpTime) -> Result<SpoolWriter, I
 /// # Errors
 /// The disk.
 pub fn is_spooled(context: &Context, entry: OpTime) -> Result<bool, Interrupted> {
-    let (_, held) = tokio::task::block_in_place(|| open_as_it_is(context))?;
-    Ok(held.is_some_and(|held| held.first <= entry && entry <= held.last))
+    Ok(spooled_from(&context.config, entry)?.is_some())
 }
 
-fn open_as_it_is(context: &Context) -> Result<(SpoolWriter, Option<Range>), Interrupted> {
-    let directory = context.spool_directory();
-    let configured = context.config.spool.max_bytes.unwrap_or(0);
+/// The last entry that the spool holds, if it reaches back to this one.
+///
+/// # Errors
+/// The disk.
+pub fn spooled_from(config: &Config, entry: OpTime) -> Result<Option<OpTime>, SpoolError> {
+    let (_, held) = tokio::task::block_in_place(|| open_as_it_is(config))?;
+    Ok(held.filter(|held| held.first <= entry && entry <= held.last).map(|held| held.last))
+}
+
+fn open_as_it_is(config: &Config) -> Result<(SpoolWriter, Option<Range>), SpoolError> {
+    let directory = config.state.directory.join(SPOOL_FOLDER);
+    let configured = config.spool.max_bytes.unwrap_or(0);
     crate::durable::create_dir_all_durable(&directory).map_err(SpoolError::from)?;
     let max_bytes = free_space_limit(&directory, configured).map_err(SpoolError::from)?;
     // Space is given back in segments, so that a small spool has small ones.
     let segment_bytes_max = (max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
     let limits = SpoolLimits { segment_bytes_max, ..SpoolLimits::new(max_bytes) };
-    Ok(SpoolWriter::open(&directory, limits)?)
+    SpoolWriter::open(&directory, limits)
 }
 
 /// Begins to spool the oplog, from where the spool of an earlier run ends or from the resume point.

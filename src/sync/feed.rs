@@ -16,7 +16,7 @@ use crate::spool::{Batch, SpoolError, SpoolReader};
 use crate::stop::Stop;
 
 /// Bytes taken from the spool at once.
-const SPOOL_BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const SPOOL_BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How often an exhausted spool is looked at again.
 const SPOOL_POLL: Duration = Duration::from_millis(50);
 

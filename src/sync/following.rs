@@ -22,7 +22,7 @@ use crate::status::{State, WallTime, WindowReport};
 use crate::stop::Stop;
 
 /// The part of the memory that a window may take: its documents are copied into commands, and the driver copies those.
-const WINDOW_SHARE: u64 = 8;
+pub(super) const WINDOW_SHARE: u64 = 8;
 /// The part that may be read ahead of it.
 const AHEAD_SHARE: u64 = 16;
 /// The longest that a window is gathered when there is always more: a backlog is folded, a live stream stays current.
@@ -113,6 +113,7 @@ impl Follower {
         };
         self.mending.stop().await;
         self.context.desk.close();
+        self.context.cutover.rests();
         if let Some(feed) = feed {
             // The cause that is reported is the first one.
             let _also = feed.finish().await;

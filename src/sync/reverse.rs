@@ -27,7 +27,7 @@ use crate::position::OpTime;
 use crate::replay::window::ResumePoint;
 use crate::selection::Selection;
 use crate::source::writes::{self, Written};
-use crate::source::{catalog, tail};
+use crate::source::{catalog, start, tail};
 use crate::state::{Audit, StateError};
 use crate::status::{CutoverReport, WallTime};
 use crate::target::held_back::{WIDE_MAX, WIDE_SIZE, never_expires};
@@ -105,6 +105,8 @@ pub async fn prepare(config: &Config, wanted: &Wanted) -> Result<Prepared, Exit>
     tail::check_held(&source, report.reverse_from)
         .await
         .map_err(|error| refuse(format!("{missing}: {error}")))?;
+    let read_from = start::reads_from(&source, report.reverse_from).await;
+    let read_from = read_from.map_err(|error| refuse(format!("{missing}: {error}")))?;
     let blocked = check_block(&target).await?;
     let listed = catalog::read(&target, &config.sync.selection).await.map_err(at_start)?;
     let mut back = turn_round(&catalogue, &listed, inverse)?;
@@ -124,7 +126,7 @@ pub async fn prepare(config: &Config, wanted: &Wanted) -> Result<Prepared, Exit>
         again: again.iter().map(ToString::to_string).collect(),
         blocked,
     };
-    keep(wanted, &turned, back, record_of(&report, inverse, sets), old)?;
+    keep(wanted, &turned, back, record_of(&report, read_from, inverse, sets), old)?;
     Ok(prepared)
 }
 
@@ -395,17 +397,18 @@ async fn hold_back(
     Ok(())
 }
 
-fn record_of(report: &CutoverReport, inverse: &Selection, replica_sets: ReplicaSets) -> Record {
+fn record_of(
+    report: &CutoverReport,
+    read_from: OpTime,
+    inverse: &Selection,
+    replica_sets: ReplicaSets,
+) -> Record {
     let from = report.reverse_from;
     Record {
         instance: Uuid::new().to_string(),
         phase: Phase::CatchingUp { consistent_from: from.ts },
         since_ms: WallTime::now().as_ms(),
-        resume: Some(ResumePoint {
-            applied: from,
-            wall_ms: report.decided.as_ms(),
-            read_from: from,
-        }),
+        resume: Some(ResumePoint { applied: from, wall_ms: report.decided.as_ms(), read_from }),
         intent: None,
         selection: inverse.fingerprint(),
         renames: inverse.rename_fingerprint(),

@@ -152,9 +152,17 @@ async fn prepare(
 ) -> Result<(Context, Lease), Interrupted> {
     let directory = config.state.directory.clone();
     reading(stop, cutover::lift_left_over(&config)).await?;
-    let source = connect(&config, Side::Source, "snapsync", config_connections(&config)).await?;
-    let asking = connect(&config, Side::Target, taking::APP_NAME, CONTROL_CONNECTIONS).await?;
     let needs_no_source = cutover::needs_no_source(&config)?;
+    let source = connect(&config, Side::Source, "snapsync", config_connections(&config));
+    let source = match reading(stop, source).await {
+        // Its name may have gone with it.
+        Err(Interrupted::Exit(exit)) if needs_no_source => {
+            tracing::warn!("{exit}; it is not needed any more");
+            Deployment::gone(Side::Source).map_err(|error| Exit::at_start(&error))?
+        }
+        source => source?,
+    };
+    let asking = connect(&config, Side::Target, taking::APP_NAME, CONTROL_CONNECTIONS).await?;
     let (target_version, widens) = if needs_no_source {
         let ask = async { ServerFacts::ask(&asking).await.map_err(|error| Exit::at_start(&error)) };
         let facts = reading(stop, ask).await?;

@@ -255,6 +255,10 @@ async fn work(
                     act_stop.request();
                     (act.await, command)
                 }
+                () = cutover::left_undone(context) => {
+                    act_stop.request();
+                    (act.await, None)
+                }
             }
         };
         if let Some(interrupted) = interrupted
@@ -289,6 +293,10 @@ async fn next_command(
                 cutover::begin(context, options.clone(), stop)
             }
             (Ok(()), Wish::AbortCutover) => cutover::abort(context),
+            (Ok(()), Wish::Cutover(_)) => {
+                cutover::come_to_rest(context).await;
+                return Some(command);
+            }
             (Ok(()), _) => return Some(command),
         };
         commands::answer(command.reply, answer);

@@ -7,7 +7,7 @@ use bson::{Document, Uuid, doc};
 
 use super::Verifier;
 use super::moment::{Floor, Moment, Moments, NoMoment};
-use super::recheck::defined_since;
+use super::recheck::{defined_since, named_since};
 use super::shape::{Indexes, by_name, compare_indexes, compare_options, same_view};
 use crate::catalogue::{Collection, View};
 use crate::mongo::{Deployment, Error, Listed, Side, listing};
@@ -72,7 +72,7 @@ impl<M: Moments> Verifier<M> {
             Some(ours) => vec![format!("it is a {} on the target", ours.listed.kind)],
             None => vec!["it is missing on the target".to_owned()],
         };
-        let looked = self.look(Some(uuid), theirs, ours, compare).await?;
+        let looked = self.look((&collection.source, Some(uuid)), theirs, ours, compare).await?;
         Ok(match looked {
             Looked::At((theirs, ours, differences)) => Looked::At(Definition {
                 target_uuid: ours.and_then(|ours| ours.listed.uuid),
@@ -105,17 +105,18 @@ impl<M: Moments> Verifier<M> {
             }
             None => vec![format!("view {target} is missing on the target")],
         };
-        Ok(match self.look(None, theirs, ours, compare).await? {
+        Ok(match self.look((name, None), theirs, ours, compare).await? {
             Looked::At((_, _, differences)) => Looked::At(differences),
             Looked::Gone => Looked::Gone,
             Looked::Unproven(why) => Looked::Unproven(why),
         })
     }
 
-    /// Looks until both sides say the same, or the source has said the same before and after the target said another.
+    /// Looks until both sides say the same, or the source has said the same before and after the target said another,
+    /// and nothing took this name in between: it may have been another's for a while.
     async fn look<T, Theirs, Ours>(
         &self,
-        uuid: Option<Uuid>,
+        (name, uuid): (&Namespace, Option<Uuid>),
         theirs: impl Fn() -> Theirs,
         ours: impl Fn() -> Ours,
         compare: impl Fn(&T, Option<&T>) -> Vec<String>,
@@ -125,12 +126,15 @@ impl<M: Moments> Verifier<M> {
         Theirs: Future<Output = Result<Option<T>, Stopped<Error>>>,
         Ours: Future<Output = Result<Option<T>, Stopped<Error>>>,
     {
-        let Some(mut before) = theirs().await? else { return Ok(Looked::Gone) };
+        let Some(found) = theirs().await? else { return Ok(Looked::Gone) };
         let there = ours().await?;
-        if compare(&before, there.as_ref()).is_empty() {
-            return Ok(Looked::At((before, there, Vec::new())));
+        if compare(&found, there.as_ref()).is_empty() {
+            return Ok(Looked::At((found, there, Vec::new())));
         }
+        let source = &self.source;
         for _ in 0..LOOKS_MAX {
+            let since = until_reached(source.side, &self.stop, || start::newest(source)).await?;
+            let Some(before) = theirs().await? else { return Ok(Looked::Gone) };
             match self.passed().await? {
                 Ok(held) if uuid.is_some_and(|uuid| held.contains(&uuid)) => {
                     let why = "the collection is being copied again";
@@ -144,10 +148,12 @@ impl<M: Moments> Verifier<M> {
             let there = ours().await?;
             let Some(after) = theirs().await? else { return Ok(Looked::Gone) };
             let differences = compare(&after, there.as_ref());
-            if differences.is_empty() || before == after {
+            let renamed = || named_since(source, name, since);
+            if differences.is_empty()
+                || (before == after && !until_reached(source.side, &self.stop, renamed).await?)
+            {
                 return Ok(Looked::At((after, there, differences)));
             }
-            before = after;
         }
         Ok(Looked::Unproven("its definition changes all the time".to_owned()))
     }

@@ -275,11 +275,11 @@ impl<'a, M: Moments> Judge<'a, M> {
         // As it is now: the same as it was, if nothing was written since.
         suspects.retain(|suspect| differs(suspect, &source, &target));
         let deployment = self.source.deployment().clone();
-        let written = || written_since(&deployment, still.source);
+        let written = || written_since(&deployment, &pair.source, still.source);
         if !suspects.is_empty() && until_reached(deployment.side, stop, written).await? {
             let text = format!(
-                "the target stands still at {}; the source was written since, and its history does \
-                 not reach back to there",
+                "the target stands still at {}; the collection was written since on the source, whose \
+                 history does not reach back to there",
                 still.source
             );
             return Ok(Some(Verdict::undecided(suspects, Why::NoMoment(text))));
@@ -354,11 +354,16 @@ async fn read(
     }
 }
 
-/// Whether anything of users was written on the source after this optime, or may have been.
-async fn written_since(source: &Deployment, after: Ts) -> Result<bool, Error> {
-    // Transactions stand in admin, whatever they write.
-    let filter =
-        doc! { "op": { "$ne": "n" }, "ns": { "$not": { "$regex": "^(config|local)[.]" } } };
+/// Whether anything was written to a collection of the source after this optime, or may have been.
+async fn written_since(source: &Deployment, name: &Namespace, after: Ts) -> Result<bool, Error> {
+    // What a definition was about is not looked at; one that prepared a transaction says so elsewhere.
+    let (collection, definitions) = (name.to_string(), format!("{}.$cmd", name.database));
+    let names = vec![collection, definitions];
+    let filter = doc! { "op": { "$ne": "n" }, "$or": [
+        { "ns": { "$in": &names } },
+        { "ns": "admin.$cmd", "o.applyOps.ns": { "$in": &names } },
+        { "ns": "admin.$cmd", "o.commitTransaction": { "$exists": true } },
+    ] };
     entry_since(source, after, filter, "majority").await
 }
 

@@ -1,12 +1,14 @@
 //! From every supported server version to every one that it may be followed to.
 
+use bson::{Document, doc};
+
 use crate::cases;
 use crate::harness::{
     Churn, Daemon, DaemonOptions, Pair, ReplicaSetOptions, Workload, WorkloadOptions, assert_equal,
     quiesce, wait_for,
 };
 use crate::scenario::settle;
-use crate::{definitions, documents, transactions};
+use crate::{cutover, definitions, documents, transactions};
 
 async fn pair(source: &'static str, target: &'static str) -> Pair {
     // 4.4 comes to a standstill over a large transaction when it has little memory.
@@ -71,6 +73,33 @@ async fn a_target_before_4_4_is_refused_by_name() {
     assert_eq!(status.code(), Some(78), "{}", daemon.log());
     let said = daemon.log_lines("MongoDB 4.2.6 is too old for a target");
     assert!(!said.is_empty(), "{}", daemon.log());
+}
+
+/// Servers before 6.0 cannot block writes: that is refused by name, and whoever stops the applications can do without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_before_6_0_cannot_be_blocked_and_is_cut_over_once_it_is_quiet() {
+    let Pair { source, target } = pair("4.4.2", "6.0.5").await;
+    let crm = source.client().database("crm");
+    let rows = || (0..200).map(|n| doc! {"_id": n});
+    crm.collection::<Document>("people").insert_many(rows()).await.unwrap();
+    let ttl = doc! {"key": {"at": 1}, "name": "at", "expireAfterSeconds": 100_000};
+    crm.run_command(doc! {"createIndexes": "people", "indexes": [ttl]}).await.unwrap();
+    crm.run_command(doc! {"create": "capped", "capped": true, "size": 100_000}).await.unwrap();
+    crm.collection::<Document>("capped").insert_many(rows()).await.unwrap();
+    let options = DaemonOptions::new(&source, &target).toml("[cutover]\nquiet_for = \"1s\"");
+    let mut daemon = Daemon::start(options);
+    daemon.wait_state("live").await;
+    let (code, said) = cutover::cutover(&daemon, &["--block-source-writes"]).await;
+    assert_eq!(code, Some(1), "{said:#}");
+    let reason = said["reason"].as_str().unwrap();
+    assert!(reason.contains("MongoDB 4.4.2") && reason.contains("came with 6.0"), "{reason}");
+    for verify in ["counts", "full"] {
+        let rehearsed = cutover::cutover(&daemon, &["--dry-run", "--verify", verify]).await;
+        assert_eq!(rehearsed.0, Some(0), "{:#}", rehearsed.1);
+    }
+    let (code, said) = cutover::cutover(&daemon, &["--verify", "full"]).await;
+    assert_eq!(code, Some(0), "{said:#}");
+    assert_equal(&source, &target).await;
 }
 
 macro_rules! versions {

@@ -1,14 +1,14 @@
 //! From the question to the decision: everything that can be given up. A task beside the replay, which goes on until it
 //! is asked to stand still.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
 use super::plan::{CutoverRecord, Decided, GateFacts, gate, named};
 use super::proof::{self, Proven};
-use super::{hooks, is_decided, note, show, show_given_up, undo};
+use super::{again, hooks, is_decided, note, show, show_given_up, undo};
 use crate::http::control::CutoverOptions;
 use crate::mongo::Error;
 use crate::position::Ts;
@@ -32,8 +32,14 @@ pub(super) const ASK_EVERY: Duration = Duration::from_millis(200);
 /// to the rest.
 const UNDO_WITHIN: Duration = Duration::from_secs(8);
 
-/// A request to the source that goes on by itself.
-pub(super) type Request = JoinHandle<Result<(), Stopped<Error>>>;
+/// A request to block writes, which goes on by itself.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) task: JoinHandle<Result<(), Stopped<Error>>>,
+    /// Requested when nobody wants the block any more.
+    pub(super) abort: Stop,
+}
+
 /// The step under way and since when, and those that are over.
 type Steps = (Option<(CutoverStep, Instant)>, Vec<(CutoverStep, Duration)>);
 
@@ -50,8 +56,6 @@ pub(super) struct Cutover {
     /// Requested when undoing may not be waited for as long as it takes.
     hurry: Stop,
     steps: Mutex<Steps>,
-    /// The request that blocks writes. It is waited out before a block is lifted.
-    blocking: Mutex<Option<Request>>,
 }
 
 /// Why a cutover ended before it was decided.
@@ -104,8 +108,7 @@ impl Cutover {
         began: WallTime,
         (abort, stop, hurry): (Stop, Stop, Stop),
     ) -> Self {
-        let (steps, blocking) = (Mutex::default(), Mutex::default());
-        Self { context, options, began, abort, stop, hurry, steps, blocking }
+        Self { context, options, began, abort, stop, hurry, steps: Mutex::default() }
     }
 
     /// Carries it out up to the decision, or undoes it.
@@ -128,9 +131,11 @@ impl Cutover {
         self.audit("cutover asked for");
         self.enter(CutoverStep::Gating);
         self.unless_aborted(None, self.gate()).await?;
-        let before = self.unless_aborted(None, proof::before(self)).await?;
-        if self.options.verify == VerifyDepth::Full {
+        let mut before = self.unless_aborted(None, proof::before(self)).await?;
+        if self.options.verify != VerifyDepth::None {
             // That may have taken hours.
+            self.unless_aborted(None, self.gate()).await?;
+            self.unless_aborted(None, again::catch_up(self, &mut before)).await?;
             self.unless_aborted(None, self.gate()).await?;
         }
         if self.options.dry_run {
@@ -180,7 +185,7 @@ impl Cutover {
             "block_source_writes": self.options.block_source_writes,
             "dry_run": self.options.dry_run,
         });
-        let user = self.options.by.as_deref().or(Some("operator"));
+        let user = self.options.requested_by().or(Some("operator"));
         let audit = Audit::open(&self.context.config.state.directory);
         if let Err(error) = audit.and_then(|audit| audit.append(event, user, detail)) {
             tracing::warn!("{error}");
@@ -213,7 +218,7 @@ impl Cutover {
     }
 
     /// Waits until everything holds that has to.
-    async fn gate(&self) -> Result<(), Failed> {
+    pub(super) async fn gate(&self) -> Result<(), Failed> {
         if self.options.block_source_writes {
             self.can_block().await?;
         }
@@ -261,7 +266,7 @@ impl Cutover {
         let mut asked_others = false;
         loop {
             self.enter(CutoverStep::Stopping);
-            self.stop_writes().await?;
+            self.stop_writes(&mut proven).await?;
             self.enter(CutoverStep::Draining);
             self.drain().await?;
             self.enter(CutoverStep::Verifying);
@@ -308,10 +313,6 @@ impl Cutover {
             }
         })?;
         Ok(())
-    }
-
-    pub(super) fn blocking(&self) -> MutexGuard<'_, Option<Request>> {
-        self.blocking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the replay has passed everything that the primary has written by now, the block among it. What it
@@ -411,19 +412,6 @@ impl Cutover {
             tokio::time::sleep(UNDO_WITHIN).await;
             within.request();
         };
-        let undoing = async {
-            let request = self.blocking().take();
-            if let Some(request) = request {
-                self.abort.request();
-                // Carried out after the block was lifted, it would stay for ever.
-                let _answer = request.await;
-            }
-            undo(&self.context, &within).await
-        };
-        let undone = tokio::select! {
-            undone = undoing => undone,
-            () = late => Err(Interrupted::Stop),
-        };
         let (outcome, reason) = match failed {
             Failed::GivenUp(reason) => (CutoverOutcome::Aborted, reason.clone()),
             Failed::Different(what) => {
@@ -432,6 +420,14 @@ impl Cutover {
                 (CutoverOutcome::Different, format!("source and target differ: {}", named(what)))
             }
             Failed::Stop => (CutoverOutcome::Aborted, "the daemon stops".to_owned()),
+        };
+        if self.context.board.state() == State::CuttingOver {
+            // That may have to wait for the source.
+            self.note(&format!("undoing it: {reason}"));
+        }
+        let undone = tokio::select! {
+            undone = undo(&self.context, &within) => undone,
+            () = late => Err(Interrupted::Stop),
         };
         match undone {
             Ok(()) => show_given_up(&self.context, outcome, &reason),

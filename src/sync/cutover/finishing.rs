@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bson::{Bson, Document, doc};
 
 use super::plan::CutoverRecord;
-use super::{failed, note, report, show};
+use super::{failed, lost, note, report, show};
 use crate::catalogue::{Catalogue, Collection};
 use crate::mongo::{Hello, listing};
 use crate::namespace::Namespace;
@@ -30,6 +30,9 @@ pub(in crate::sync) async fn finish(context: &Context, stop: &Stop) -> Result<()
     let began = Instant::now();
     show(context, |cutover| (cutover.step, cutover.reason) = (CutoverStep::Restoring, None));
     if cutover_of(context)?.reverse_from.is_none() {
+        if cutover_of(context)?.source_unseen_seconds.is_some() {
+            lost::drain(context, stop).await?;
+        }
         // Before anything is restored: from here on the target's own TTL monitor deletes, and a way back needs that.
         let target = &context.target;
         let ask = || async { Hello::ask(target).await?.majority_optime(target) };

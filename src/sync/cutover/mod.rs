@@ -9,6 +9,8 @@
 //! to write to.
 
 mod acting;
+mod again;
+mod counting;
 mod finishing;
 mod hooks;
 mod lost;
@@ -20,12 +22,14 @@ mod stopping;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bson::Uuid;
+use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 
-use self::acting::Cutover;
+use self::acting::{Cutover, Request};
 use self::plan::AfterRestart;
 use super::context::{Context, Interrupted};
 use super::phase::{Event, Phase};
@@ -34,9 +38,9 @@ use super::startup;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::http::control::{CutoverOptions, Refusal};
-use crate::mongo::{Deployment, Side};
+use crate::mongo::{Deployment, Failure, Side};
 use crate::replay::window::ResumePoint;
-use crate::retry::until_reached;
+use crate::retry::{Stopped, until_reached};
 use crate::source::writes;
 use crate::status::{CutoverOutcome, CutoverStatus, CutoverStep, State, WallTime, WriteBlock};
 use crate::stop::Stop;
@@ -44,17 +48,22 @@ use crate::telemetry::events;
 
 pub use report::text as report_text;
 
-pub use lost::lose_source_unattended;
+pub use lost::{Unattended, lose_source_unattended};
 
 pub(super) use finishing::finish;
 pub(crate) use finishing::{Kept, held_back};
-pub(super) use lost::lose_source;
+pub(super) use lost::{come_to_rest, lose_source};
 pub(super) use proof::FOLDER;
 pub(super) use report::{FILES as REPORT_FILES, read as read_report};
 pub(super) use served::{is_over, serve, show as show_over};
 
 /// Connections for lifting a block before anything else is known.
 const CONNECTIONS: u32 = 2;
+/// How often the source may refuse to lift a block for a reason that may pass, and what is waited for in between.
+const REFUSED_MAX: u32 = 30;
+const LIFT_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether a cutover is still at work.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the replay and a cutover meet. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -62,12 +71,16 @@ pub struct Handover {
     inner: Arc<Mutex<Inner>>,
     /// Whether the replay is to stand still at its next window end.
     wanted: Arc<watch::Sender<bool>>,
+    /// The request that blocks writes. It is waited out before a block is lifted.
+    blocking: Arc<tokio::sync::Mutex<Option<Request>>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     /// Where the replay stands still.
     parked: Option<ResumePoint>,
+    /// Whether a replay goes on.
+    is_followed: bool,
     running: Option<Running>,
     /// Why the one that is under way is to end.
     why: Option<String>,
@@ -109,7 +122,19 @@ impl Handover {
 
     /// A replay begins: nothing stands still.
     pub(super) fn begins(&self) {
-        self.inner().parked = None;
+        let mut inner = self.inner();
+        (inner.parked, inner.is_followed) = (None, true);
+    }
+
+    /// The replay has ended.
+    pub(super) fn rests(&self) {
+        let mut inner = self.inner();
+        (inner.parked, inner.is_followed) = (None, false);
+    }
+
+    /// Whether a replay goes on.
+    fn is_followed(&self) -> bool {
+        self.inner().is_followed
     }
 
     fn want(&self, wanted: bool) {
@@ -124,6 +149,23 @@ impl Handover {
 
     fn is_running(&self) -> bool {
         self.inner().running.as_ref().is_some_and(|running| !running.task.is_finished())
+    }
+
+    fn blocking(&self) -> Arc<tokio::sync::Mutex<Option<Request>>> {
+        self.blocking.clone()
+    }
+
+    /// Waits until the cutover that is under way has ended; says so if that was by a defect.
+    async fn ended(&self) -> Result<(), String> {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let ended = self.inner().running.take_if(|running| running.task.is_finished());
+            // It is there: nothing is waited for, so that whoever gives this up misses nothing.
+            let answer = ended.and_then(|ended| unconstrained(ended.task).now_or_never());
+            if let Some(answer) = answer {
+                return answer.map_err(|panic| panic.to_string());
+            }
+        }
     }
 
     fn has_counted(&self, counted: HashMap<Uuid, u64>) {
@@ -166,14 +208,14 @@ pub(super) fn check(context: &Context, options: &CutoverOptions) -> Result<(), R
         return Err(Refusal::wrong_state("a cutover is under way already"));
     }
     match (state, options.source_lost) {
-        // One that waits for a source that will never come back to be unblocked is ended by it.
-        (State::Live, false) | (State::Live | State::CatchingUp | State::CuttingOver, true) => {
-            Ok(())
-        }
-        (_, false) => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
-        (_, true) => Err(Refusal::wrong_state(format!(
-            "cannot cut over: the state is {state}; what was read must have been applied"
-        ))),
+        (State::Live, false) => Ok(()),
+        // One that waits for a source that will never come back to be unblocked is ended by it. What is paused or
+        // halted is let go on.
+        (
+            State::Live | State::CatchingUp | State::CuttingOver | State::Paused | State::Halted,
+            true,
+        ) => Ok(()),
+        _ => Err(Refusal::wrong_state(format!("cannot cut over: the state is {state}"))),
     }
 }
 
@@ -257,18 +299,33 @@ fn show(context: &Context, change: impl FnOnce(&mut CutoverStatus)) {
 
 /// Shows a cutover that ended without the target taking over.
 fn show_given_up(context: &Context, outcome: CutoverOutcome, reason: &str) {
+    let record = context.records.get().cutover;
+    let may_be_blocked = record.is_some_and(|cutover| cutover.block == WriteBlock::Ours);
     show(context, |cutover| {
         cutover.note(format!("given up: {reason}"));
         (cutover.step, cutover.outcome) = (CutoverStep::Done, Some(outcome));
         cutover.reason = Some(reason.to_owned());
-        cutover.blocked = false;
+        cutover.blocked = may_be_blocked;
     });
     events::cutover_given_up(reason);
 }
 
 /// Lifts a block of ours on the source. How to do it by hand is said if that cannot be done.
 async fn lift(source: &Deployment, stop: &Stop) -> Result<(), Interrupted> {
-    let lifted = until_reached(source.side, stop, || writes::lift_block(source)).await;
+    let mut refused = 0;
+    let lifted = loop {
+        match until_reached(source.side, stop, || writes::lift_block(source)).await {
+            // Whatever it is, applications wait for this: it may pass.
+            Err(Stopped::Failed(error))
+                if refused < REFUSED_MAX && error.failure != Failure::Privilege =>
+            {
+                tracing::warn!("{error}");
+                refused += 1;
+                stop.sleep(LIFT_AGAIN).await?;
+            }
+            lifted => break lifted,
+        }
+    };
     if lifted.is_err() {
         tracing::error!(
             "the write block on the source could not be lifted; the next start tries again; by hand: {}",
@@ -335,15 +392,45 @@ pub(super) async fn after_restart(context: &Context, stop: &Stop) -> Result<(), 
 /// [`Interrupted`].
 pub(super) async fn make_good(context: &Context, stop: &Stop) -> Result<(), Interrupted> {
     let record = context.records.get();
-    if context.cutover.is_running() || record.cutover.is_none() || is_decided(&record) {
+    if context.cutover.is_running() || is_decided(&record) {
         return Ok(());
     }
     undo(context, stop).await
 }
 
+/// Waits until a cutover has ended and left something to be undone: by a defect, or because the disk failed. Whatever
+/// act goes on beside it has to end then, so that the next one undoes it.
+pub(super) async fn left_undone(context: &Context) {
+    loop {
+        let ended = context.cutover.ended().await;
+        let record = context.records.get();
+        let is_decided = is_decided(&record);
+        if let Err(panic) = &ended {
+            tracing::error!("internal error: the cutover failed: {panic}");
+            if !is_decided {
+                let reason = "an internal error; see the journal";
+                show_given_up(context, CutoverOutcome::Aborted, reason);
+            }
+        }
+        if ended.is_err() || (record.cutover.is_some() && !is_decided) {
+            return;
+        }
+    }
+}
+
 /// Undoes everything, if it is not decided: the source takes writes, the replay goes on.
 async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
     context.cutover.want(false);
+    context.noted.stop();
+    let blocking = context.cutover.blocking();
+    let mut blocking = blocking.lock().await;
+    if let Some(request) = &mut *blocking {
+        request.abort.request();
+        // Carried out after the block was lifted, it would stay for ever.
+        let _answer = (&mut request.task).await;
+    }
+    *blocking = None;
+    drop(blocking);
     let record = context.records.get();
     let Some(cutover) = &record.cutover else { return Ok(()) };
     if cutover.block == WriteBlock::Ours
@@ -362,10 +449,30 @@ async fn undo(context: &Context, within: &Stop) -> Result<(), Interrupted> {
     } else {
         context.records.change(|record| record.cutover = None)?;
     }
+    show(context, |cutover| cutover.blocked = false);
     Ok(())
 }
 
 /// The end of a daemon whose state cannot be kept.
 fn failed(text: impl std::fmt::Display) -> Interrupted {
     Interrupted::Exit(Exit::new(Code::Internal, text.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_cutover_is_noticed_and_a_defect_is_told_from_an_end_in_order() {
+        let handover = Handover::default();
+        for (fails, expected) in [(false, false), (true, true)] {
+            let task = tokio::spawn(async move { assert!(!fails, "a defect") });
+            let (abort, hurry) = (Stop::new(), Stop::new());
+            handover.inner().running = Some(Running { abort, hurry, task });
+            assert_eq!(handover.ended().await.is_err(), expected);
+            assert!(!handover.is_running());
+        }
+        let nothing = tokio::time::timeout(Duration::from_secs(60), handover.ended());
+        assert!(nothing.await.is_err(), "nothing is under way");
+    }
 }

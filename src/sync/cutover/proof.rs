@@ -1,36 +1,29 @@
 //! Comparing both sides for a cutover: all of it before writes stop, and after that only what has changed meanwhile, so
 //! that the time without writes does not grow with the data.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::{RawDocumentBuf, Uuid};
-use futures_util::stream::{self, StreamExt};
+use bson::Uuid;
 use tokio::sync::Semaphore;
 
 use super::acting::{Cutover, Failed};
+use super::again;
+use super::counting::{self, Counted};
 use super::plan::named;
-use crate::catalogue::Collection;
 use crate::copy::Pace;
-use crate::mongo::Error;
-use crate::position::{Cut, Ts};
-use crate::replay::noted::{self, Changed};
-use crate::retry::Stopped;
+use crate::replay::noted::{self, Documents};
 use crate::status::{Proof, VerifyDepth};
-use crate::sync::divergence::exact::{Counters, count_now};
 use crate::sync::verifying::Asked;
 use crate::verify::changed::Again;
+use crate::verify::moment::Moments;
 use crate::verify::{Outcome, Report, Verifier, VerifyError, verify};
 
 /// Where `_id`s are noted, in the state directory.
 pub(in crate::sync) const FOLDER: &str = "cutover";
 /// Runs that are read at once.
 const WORKERS_MAX: usize = 4;
-/// Documents that are compared again in one go.
-const AGAIN_AT_ONCE: usize = 1000;
-/// How often a collection is counted that cannot be counted at an optime.
-const COUNTS_MAX: u32 = 5;
 /// How often it is said how far the comparison has come.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -41,17 +34,22 @@ pub(super) struct Proven {
     pub(super) proof: Proof,
     pub(super) counted: HashMap<Uuid, u64>,
     /// How often anything had been copied again when everything was compared.
-    resyncs: u64,
+    pub(super) resyncs: u64,
+    /// What was taken from the notes and is to be compared: whole collections, and single documents.
+    pub(super) whole: BTreeSet<Uuid>,
+    pub(super) left: Option<Documents>,
+    /// What was counted while writes went on.
+    pub(super) numbers: HashMap<Uuid, Counted>,
 }
 
-/// What compares; at the pace that is configured as long as the source is at work.
-fn verifier(cutover: &Cutover, pace: Arc<Pace>) -> Verifier<Asked> {
+/// What compares, at this pace.
+pub(super) fn verifier<M: Moments>(cutover: &Cutover, pace: Arc<Pace>, moments: M) -> Verifier<M> {
     let context = &cutover.context;
     let workers = context.config.copy_workers().clamp(1, WORKERS_MAX);
     Verifier {
         source: context.source.clone(),
         target: context.target.clone(),
-        moments: Arc::new(Asked::new(context.desk.clone())),
+        moments: Arc::new(moments),
         pace,
         workers: Arc::new(Semaphore::new(workers)),
         sample: 1.0,
@@ -75,8 +73,13 @@ impl From<VerifyError> for Failed {
 /// Something differs, or could not be proved to be equal.
 pub(super) async fn before(cutover: &Cutover) -> Result<Proven, Failed> {
     let mut proven = Proven::default();
-    if cutover.options.verify != VerifyDepth::Full {
-        return Ok(proven);
+    match cutover.options.verify {
+        VerifyDepth::Full => {}
+        VerifyDepth::Counts => {
+            counting::before(cutover, &mut proven).await?;
+            return Ok(proven);
+        }
+        VerifyDepth::None => return Ok(proven),
     }
     let folder = cutover.context.config.state.directory.join(FOLDER);
     let noted = &cutover.context.noted;
@@ -96,8 +99,15 @@ pub(super) async fn before(cutover: &Cutover) -> Result<Proven, Failed> {
     Ok(proven)
 }
 
-async fn everything(cutover: &Cutover) -> Result<Report, Failed> {
-    let verifier = verifier(cutover, cutover.context.verify_pace.clone());
+/// Compares everything.
+///
+/// # Errors
+/// Something differs, or could not be proved to be equal.
+pub(super) async fn everything(cutover: &Cutover) -> Result<Report, Failed> {
+    let context = &cutover.context;
+    let moments = Asked::new(context.desk.clone());
+    // At the pace that is configured, as long as the source is at work.
+    let verifier = verifier(cutover, context.verify_pace.clone(), moments);
     let progress = verifier.progress.clone();
     let telling = async {
         let mut ticks = tokio::time::interval(SHOW_EVERY);
@@ -138,7 +148,9 @@ async fn everything(cutover: &Cutover) -> Result<Report, Failed> {
     Ok(report)
 }
 
-fn judge(again: Again) -> Result<(), Failed> {
+/// # Errors
+/// Something differs, or could not be proved to be equal.
+pub(super) fn judge(again: Again) -> Result<(), Failed> {
     if !again.different.is_empty() {
         return Err(Failed::Different(again.different));
     }
@@ -165,8 +177,14 @@ pub(super) async fn after(cutover: &Cutover, proven: &mut Proven) -> Result<u64,
             let at = cutover.stand_still().await?.applied.ts;
             let counted = applied();
             match depth {
-                VerifyDepth::Full => contents(cutover, proven, at).await?,
-                _ => counts(cutover, proven).await?,
+                VerifyDepth::Full => {
+                    let count = again::rest(cutover, proven, at).await?;
+                    proven.proof.documents_after += count;
+                    cutover.note(&format!(
+                        "equal: all definitions, and {count} documents that had changed"
+                    ));
+                }
+                _ => counting::after(cutover, proven).await?,
             }
             counted
         }
@@ -178,7 +196,7 @@ pub(super) async fn after(cutover: &Cutover, proven: &mut Proven) -> Result<u64,
 /// Compares all definitions, and whole collections where a definition has changed meanwhile.
 async fn definitions(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
     let context = &cutover.context;
-    let verifier = verifier(cutover, Arc::new(Pace::new(0)));
+    let verifier = verifier(cutover, Arc::new(Pace::new(0)), Asked::new(context.desk.clone()));
     let catalogue = context.catalogue.read().clone();
     let selection = &context.config.sync.selection;
     judge(verifier.definitions_again(&catalogue, selection).await?)?;
@@ -186,133 +204,15 @@ async fn definitions(cutover: &Cutover, proven: &mut Proven) -> Result<(), Faile
         let (whole, everything) = context.noted.whole();
         // What was copied again since was never compared.
         if everything || catalogue.repair.resyncs != proven.resyncs {
-            cutover.note("what has changed is not known: comparing everything again");
             tokio::task::block_in_place(|| context.noted.take());
-            let report = self::everything(cutover).await?;
-            proven.proof.documents_after += report.documents;
-            proven.resyncs = catalogue.repair.resyncs;
+            proven.proof.documents_after += again::everything_anew(cutover, proven).await?;
             continue;
         }
-        if whole.is_empty() {
+        proven.whole.extend(whole);
+        let Some(uuid) = proven.whole.pop_first() else {
+            proven.proof.documents_after += verifier.progress.read().0;
             return Ok(());
-        }
-        for uuid in whole {
-            let found = context.catalogue.read().collections.get(&uuid).cloned();
-            // Dropped meanwhile, there is nothing to compare.
-            if let Some(collection) = found {
-                judge(verifier.whole_again(uuid, &collection).await?)?;
-                cutover.note(&format!("equal: {} whole", collection.source));
-            }
-        }
-        proven.proof.documents_after += verifier.progress.read().0;
+        };
+        judge(again::whole(cutover, &verifier, uuid).await?)?;
     }
-}
-
-/// Compares the documents that have changed; the replay stands still at `at`.
-async fn contents(cutover: &Cutover, proven: &mut Proven, at: Ts) -> Result<(), Failed> {
-    let context = &cutover.context;
-    let Changed { whole, everything, documents } =
-        tokio::task::block_in_place(|| context.noted.take());
-    let Some(mut documents) = documents.filter(|_| whole.is_empty() && !everything) else {
-        return Err(Failed::GivenUp("definitions on the source change all the time".to_owned()));
-    };
-    let verifier = verifier(cutover, Arc::new(Pace::new(0)));
-    let mut waiting: BTreeMap<Uuid, Vec<RawDocumentBuf>> = BTreeMap::new();
-    let mut count = 0;
-    let mut again = Again::default();
-    loop {
-        let next = tokio::task::block_in_place(|| documents.next_id());
-        let next = next.map_err(|error| Failed::GivenUp(format!("what has changed: {error}")))?;
-        let Some((uuid, id)) = next else { break };
-        count += 1;
-        let ids = waiting.entry(uuid).or_default();
-        ids.push(id);
-        if ids.len() >= AGAIN_AT_ONCE {
-            let ids = std::mem::take(ids);
-            again.extend(compare(cutover, &verifier, uuid, &ids, at).await?);
-        }
-    }
-    for (uuid, ids) in waiting {
-        again.extend(compare(cutover, &verifier, uuid, &ids, at).await?);
-    }
-    judge(again)?;
-    proven.proof.documents_after += count;
-    cutover.note(&format!("equal: all definitions, and {count} documents that had changed"));
-    Ok(())
-}
-
-async fn compare(
-    cutover: &Cutover,
-    verifier: &Verifier<Asked>,
-    uuid: Uuid,
-    ids: &[RawDocumentBuf],
-    at: Ts,
-) -> Result<Again, Failed> {
-    let found = cutover.context.catalogue.read().collections.get(&uuid).cloned();
-    // Dropped meanwhile, there is nothing to compare.
-    let Some(collection) = found else { return Ok(Again::default()) };
-    Ok(verifier.documents_again(uuid, &collection, ids, at).await?)
-}
-
-/// Counts documents exactly on both sides; the replay stands still.
-async fn counts(cutover: &Cutover, proven: &mut Proven) -> Result<(), Failed> {
-    let context = &cutover.context;
-    let all: Vec<(Uuid, Collection)> = {
-        let catalogue = context.catalogue.read();
-        catalogue.collections.iter().map(|(uuid, found)| (*uuid, found.clone())).collect()
-    };
-    let asked = context.desk.ask();
-    let cut = asked.await.map_err(|_| Failed::GivenUp("the replay has ended".to_owned()))?;
-    let mut counting = stream::iter(all)
-        .map(async |(uuid, found)| {
-            let counted = count(cutover, uuid, &found, &cut).await;
-            (uuid, found, counted)
-        })
-        .buffer_unordered(WORKERS_MAX);
-    let mut again = Again::default();
-    proven.counted.clear();
-    while let Some((uuid, found, counted)) = counting.next().await {
-        let (source, target) = counted?;
-        if source == target {
-            proven.counted.insert(uuid, target);
-        } else {
-            let name = &found.source;
-            again.different.push(format!("{name}: {source} documents, {target} on the target"));
-        }
-    }
-    judge(again)?;
-    proven.proof.collections = proven.counted.len() as u64;
-    cutover
-        .note(&format!("numbers of documents are equal in {} collections", proven.counted.len()));
-    Ok(())
-}
-
-async fn count(
-    cutover: &Cutover,
-    uuid: Uuid,
-    found: &Collection,
-    cut: &Cut,
-) -> Result<(u64, u64), Failed> {
-    let context = &cutover.context;
-    let mut counters = Counters::new(&context.source, &context.target);
-    match counters.count(uuid, found, cut).await {
-        Ok(Some(exact)) => return Ok((exact.source, exact.target)),
-        Ok(None) => {
-            return Err(Failed::GivenUp(format!("{} was renamed or dropped", found.source)));
-        }
-        // No history is kept of it, or not for long enough: nothing should be written any more.
-        Err(error) if error.code().is_some() => {}
-        Err(error) => return Err(Failed::from(Stopped::<Error>::Failed(error))),
-    }
-    let failed = |error: Error| Failed::GivenUp(error.to_string());
-    let mut counted = (0, 1);
-    for _ in 0..COUNTS_MAX {
-        let source = count_now(&context.source, &found.source).await.map_err(failed)?;
-        counted = (source, count_now(&context.target, &found.target).await.map_err(failed)?);
-        if counted.0 == counted.1 {
-            break;
-        }
-        cutover.abort.sleep(SHOW_EVERY).await?;
-    }
-    Ok(counted)
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use futures_util::stream::{self, StreamExt};
 
-use super::failed;
 use super::plan::CutoverRecord;
+use super::{failed, lost};
 use crate::catalogue::Collection;
 use crate::durable::{DiskError, write_atomic};
 use crate::mongo::Deployment;
@@ -62,6 +62,7 @@ pub(super) async fn make(
         final_optime: FinalOptime { at: decided.last, wall: time(decided.last_wall_ms) },
         reverse_from,
         source_unseen_seconds: cutover.source_unseen_seconds,
+        cut_short: lost::cut_short(&context.records.get()),
         verify: cutover.verify,
         proof: decided.proof,
         collections: counts(context, stop).await?,
@@ -161,6 +162,12 @@ pub fn text(report: &CutoverReport) -> String {
         ),
         format!("a way back begins at {} of the target", report.reverse_from.ts),
     ];
+    if let Some(until) = report.cut_short {
+        lines.push(format!(
+            "INCOMPLETE: a window was being applied when the daemon was killed, and the rest of it is lost: \
+             of what the source did up to {until} some is on the target, and some is not"
+        ));
+    }
     match (report.write_block, &report.lift_write_block) {
         (WriteBlock::Ours, Some(by_hand)) => {
             lines.push(format!("the source stays blocked; to lift that: {by_hand}"));

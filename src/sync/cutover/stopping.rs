@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::acting::{ASK_EVERY, Cutover, Failed};
+use super::acting::{ASK_EVERY, Cutover, Failed, Request};
 use super::finishing::mirrored;
 use super::plan::named;
-use super::show;
+use super::proof::Proven;
+use super::{again, show};
 use crate::mongo::{Failure, ServerFacts, Version};
 use crate::retry::{Stopped, unless_late, until_reached};
 use crate::source::{start, writes};
@@ -55,9 +56,17 @@ impl Cutover {
     }
 
     /// Waits until nothing more is written to the source, or sees to it.
-    pub(super) async fn stop_writes(&self) -> Result<(), Failed> {
+    pub(super) async fn stop_writes(&self, proven: &mut Proven) -> Result<(), Failed> {
         if !self.options.block_source_writes {
-            return self.wait_until_quiet().await;
+            // However long that takes, next to nothing is left to be compared when it is.
+            let is_quiet = self.abort.child();
+            let waiting = async {
+                self.wait_until_quiet().await?;
+                is_quiet.request();
+                Ok(())
+            };
+            let keeping_up = again::keep_up(self, proven, &is_quiet);
+            return tokio::try_join!(waiting, keeping_up).map(drop);
         }
         let cutover = self.context.records.get().cutover;
         // The block stands since the last time.
@@ -104,8 +113,9 @@ impl Cutover {
         show(&self.context, |cutover| cutover.blocked = true);
         let sent = WallTime::now().as_ms();
         let (done, answered) = tokio::sync::oneshot::channel();
-        let (deployment, stop) = (source.clone(), self.abort.clone());
-        let request = tokio::spawn(async move {
+        let (deployment, abort) = (source.clone(), self.abort.child());
+        let stop = abort.clone();
+        let task = tokio::spawn(async move {
             let set = || writes::set_block(&deployment, true);
             // Given up before the answer, it might come into force later.
             let never = Stop::new();
@@ -116,11 +126,12 @@ impl Cutover {
             let _gone = done.send(());
             answer
         });
-        *self.blocking() = Some(request);
+        let blocking = self.context.cutover.blocking();
+        *blocking.lock().await = Some(Request { task, abort });
         let _gone = answered.await;
-        let request = self.blocking().take();
+        let request = blocking.lock().await.take();
         match request {
-            Some(request) => match request.await {
+            Some(request) => match request.task.await {
                 Ok(Err(Stopped::Failed(error))) if error.code() == Some(MAX_TIME_EXPIRED) => {
                     return Err(Failed::GivenUp(
                         "operations on the source did not come to an end, so that writes could not be \

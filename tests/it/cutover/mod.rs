@@ -1,5 +1,6 @@
 //! The end of a migration: the target takes over, or nothing has changed.
 
+mod fails;
 mod kills;
 mod lost;
 mod reverse;
@@ -78,7 +79,7 @@ pub(super) async fn live_as(source: &str, pair: &Pair, config: &str) -> Daemon {
 }
 
 /// Runs `snapsync cutover ARGS… --json` to its end; the exit code and what it says.
-pub(super) async fn cutover(daemon: &Daemon, args: &[&str]) -> (Option<i32>, Value) {
+pub(crate) async fn cutover(daemon: &Daemon, args: &[&str]) -> (Option<i32>, Value) {
     let output = tokio::task::block_in_place(|| {
         daemon.command(&[&["cutover", "--json", "--yes"], args].concat())
     });

@@ -133,6 +133,7 @@ async fn rehearsed_given_up_and_carried_out_under_load() {
     assert_eq!(report["not_restored"], json!([]));
     assert_eq!(report["restored"].as_array().unwrap().len(), 4, "{report:#}");
     assert!(report["proof"]["documents"].as_u64().unwrap() > 300, "{report:#}");
+    assert!(report["proof"]["documents_again"].as_u64().unwrap() > 0, "{report:#}");
     over(&mut daemon, &pair).await;
 }
 
