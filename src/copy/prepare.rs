@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use bson::{Uuid, doc};
+use bson::Uuid;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::catalogue::Collection;
-use crate::mongo::{Deployment, Error, Listed, Side, listing, run};
+use crate::mongo::{Deployment, Error, Listed, Side, listing};
 use crate::namespace::Namespace;
 use crate::retry::{Stopped, until_reached};
 use crate::selection::{NEVER_COPIED, Selection};
@@ -38,20 +38,12 @@ pub async fn existing(
             if system_views || buckets || !(kept || mapped.contains(name)) {
                 continue;
             }
-            if entry.kind != "collection" || holds_documents(target, name).await? {
+            if entry.kind != "collection" || listing::holds_documents(target, name).await? {
                 found.push(entry);
             }
         }
     }
     Ok(found)
-}
-
-async fn holds_documents(target: &Deployment, name: &Namespace) -> Result<bool, Error> {
-    let command = doc! { "find": &name.collection, "limit": 1, "singleBatch": true,
-    "projection": { "_id": 1 } };
-    let reply = run(target, &name.database, "look for documents", command).await?;
-    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
-    Ok(batch.is_ok_and(|batch| !batch.is_empty()))
 }
 
 /// Removes what is in the way, as the operator allowed.
@@ -137,7 +129,7 @@ async fn create(
             continue;
         };
         let target = definer.deployment();
-        if until_reached(target.side, stop, || holds_documents(target, name)).await? {
+        if until_reached(target.side, stop, || listing::holds_documents(target, name)).await? {
             break;
         }
         definer.drop_collection(name, uuid, stop).await?;

@@ -105,3 +105,15 @@ pub async fn indexes(
     indexes.retain(|index| !index.contains_key("buildUUID"));
     Ok(indexes)
 }
+
+/// Whether a collection has any document.
+///
+/// # Errors
+/// The call failed.
+pub async fn holds_documents(deployment: &Deployment, name: &Namespace) -> Result<bool, Error> {
+    let command = doc! { "find": &name.collection, "limit": 1, "singleBatch": true,
+    "projection": { "_id": 1 } };
+    let reply = run(deployment, &name.database, "look for documents", command).await?;
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    Ok(batch.is_ok_and(|batch| !batch.is_empty()))
+}

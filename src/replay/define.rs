@@ -6,7 +6,7 @@ use bson::{Document, Uuid};
 use super::apply::{Applier, ApplyError, concerning};
 use super::plan::{CollectionChange, Definition};
 use crate::catalogue::{Collection, Spec, View};
-use crate::mongo::{Error, Side};
+use crate::mongo::{Error, Listed, Side};
 use crate::namespace::Namespace;
 use crate::retry::Stopped;
 use crate::stop::Stop;
@@ -45,7 +45,9 @@ impl Applier {
                 }
                 Ok(())
             }
-            Definition::DropDatabase { database } => self.drop_database(&database, stop).await,
+            Definition::DropDatabase { database } => {
+                self.drop_database(&database, tolerant, stop).await
+            }
         }
     }
 
@@ -150,11 +152,7 @@ impl Applier {
         let Some(other) = other else {
             self.clear_leaving(target, stop).await?;
             if tolerant && unnoted {
-                let found = self.definer.find(target, stop).await?.and_then(|listed| listed.uuid);
-                let unknown = found.filter(|uuid| !self.store.read().knows(*uuid));
-                if let Some(uuid) = unknown {
-                    self.definer.drop_collection(target, uuid, stop).await?;
-                }
+                self.drop_unnoted(target, stop).await?;
             }
             return Ok(());
         };
@@ -172,6 +170,15 @@ impl Applier {
             }
         });
         Ok(())
+    }
+
+    /// Drops what a run that was cut short made under this name and could not note.
+    async fn drop_unnoted(&self, target: &Namespace, stop: &Stop) -> Outcome {
+        match self.definer.find(target, stop).await?.and_then(|listed| listed.uuid) {
+            Some(uuid) if self.store.read().knows(uuid) => Ok(()),
+            Some(uuid) => Ok(self.definer.drop_collection(target, uuid, stop).await?),
+            None => Ok(self.definer.drop_bare_series(target, stop).await?),
+        }
     }
 
     /// Moves what the source does not have any more, and what goes with the next swap only, out of the way.
@@ -213,8 +220,11 @@ impl Applier {
     async fn drop_followed(&self, uuid: Uuid, stop: &Stop) -> Outcome {
         let found = self.store.read().collections.get(&uuid).cloned();
         let Some(collection) = found else { return Ok(()) };
-        if let Some(target_uuid) = collection.target_uuid {
-            self.definer.drop_collection(&collection.target, target_uuid, stop).await?;
+        match collection.target_uuid {
+            Some(target_uuid) => {
+                self.definer.drop_collection(&collection.target, target_uuid, stop).await?;
+            }
+            None => self.definer.drop_bare_series(&collection.target, stop).await?,
         }
         self.store.change(|catalogue| catalogue.forget(&uuid));
         Ok(())
@@ -392,7 +402,7 @@ impl Applier {
 
     /// The collections of the database were dropped one by one before. What is left on the target is dropped only if
     /// nothing but empty system collections is.
-    async fn drop_database(&self, source: &str, stop: &Stop) -> Outcome {
+    async fn drop_database(&self, source: &str, tolerant: bool, stop: &Stop) -> Outcome {
         let (uuids, views): (Vec<Uuid>, Vec<Namespace>) = {
             let catalogue = self.store.read();
             let collections = catalogue.collections.iter();
@@ -407,10 +417,23 @@ impl Applier {
             self.drop_view(&view, stop).await?;
         }
         let target = self.selection.target_of(&Namespace::new(source, "any")).database;
+        if tolerant {
+            // What a later entry of the window creates comes again.
+            let making = self.store.read().making.clone();
+            for name in making.iter().filter(|name| name.database == target) {
+                self.drop_unnoted(name, stop).await?;
+            }
+        }
         let still_used = self.store.read().target_databases().contains(&target);
         let left = self.definer.list(&target, stop).await?;
-        let foreign = left.iter().any(|entry| entry.namespace.collection != "system.views");
-        if !left.is_empty() && !still_used && !foreign {
+        for Listed { namespace, .. } in &left {
+            let empty = namespace.collection == "system.views"
+                || self.definer.is_emptied(namespace, stop).await?;
+            if still_used || !empty {
+                return Ok(());
+            }
+        }
+        if !left.is_empty() {
             self.definer.drop_database(&target, stop).await?;
         }
         Ok(())

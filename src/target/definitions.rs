@@ -17,6 +17,8 @@ use crate::retry::{Backoff, Outage, Stopped, unless_stopped, until_reached};
 use crate::selection::{NEVER_COPIED, STAGING_PREFIX};
 use crate::stop::Stop;
 
+/// No server drops it but with its database, or gives it another name.
+const STORED_FUNCTIONS: &str = "system.js";
 const NAMESPACE_NOT_FOUND: i32 = 26;
 const INDEX_NOT_FOUND: i32 = 27;
 const NAMESPACE_EXISTS: i32 = 48;
@@ -196,7 +198,8 @@ impl Definer {
         Ok(found.pop())
     }
 
-    /// Creates a collection; `None` if the name is taken.
+    /// Creates a collection; `None` if the name is taken. An empty one for stored functions that is there is as good as
+    /// a new one.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -227,7 +230,9 @@ impl Definer {
             // Made by the attempt whose answer was lost.
             Err(Stopped::Failed(error)) if repeated && error.code() == Some(NAMESPACE_EXISTS) => {}
             Err(Stopped::Failed(error)) if error.code() == Some(NAMESPACE_EXISTS) => {
-                return Ok(None);
+                if !self.is_emptied(namespace, stop).await? {
+                    return Ok(None);
+                }
             }
             Err(error) => return Err(error),
         }
@@ -241,7 +246,23 @@ impl Definer {
         Error::other(self.deployment.side, action, text)
     }
 
-    /// Drops the collection with this UUID, wherever the name has gone; nothing if it is not there.
+    /// Whether this is a collection for stored functions without any, as [`drop_collection`](Self::drop_collection)
+    /// leaves it.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn is_emptied(
+        &self,
+        namespace: &Namespace,
+        stop: &Stop,
+    ) -> Result<bool, Stopped<Error>> {
+        let side = self.deployment.side;
+        let holds = || listing::holds_documents(&self.deployment, namespace);
+        Ok(namespace.collection == STORED_FUNCTIONS && !until_reached(side, stop, holds).await?)
+    }
+
+    /// Drops the collection with this UUID, wherever the name has gone; nothing if it is not there. Stored functions
+    /// are removed, and their indexes: their collection goes with the database only.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -252,11 +273,20 @@ impl Definer {
         stop: &Stop,
     ) -> Result<(), Stopped<Error>> {
         let is_time_series = namespace.collection.starts_with("system.buckets.");
-        if !self.checks_uuid || is_time_series {
+        let stored = namespace.collection == STORED_FUNCTIONS;
+        if !self.checks_uuid || is_time_series || stored {
             let found = self.find(namespace, stop).await?;
+            if found.is_none() {
+                return self.drop_bare_series(namespace, stop).await;
+            }
             if found.and_then(|listed| listed.uuid) != Some(uuid) {
                 return Ok(());
             }
+        }
+        if stored {
+            let place = self.place(namespace, Some(uuid));
+            self.drop_index(&place, "*", stop).await?;
+            return self.empty(&place, stop).await;
         }
         // A time-series collection is dropped by the name of its view.
         let name = namespace.collection.strip_prefix("system.buckets.");
@@ -267,6 +297,27 @@ impl Definer {
         let action = format!("drop {namespace}");
         let result = self.define(&namespace.database, &action, command, stop).await;
         tolerate(result, &GONE)
+    }
+
+    /// Drops what is left of a time-series collection if its drop was cut short: the server takes away the buckets and
+    /// what clients see in two steps. Nothing if the buckets are there.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn drop_bare_series(
+        &self,
+        buckets: &Namespace,
+        stop: &Stop,
+    ) -> Result<(), Stopped<Error>> {
+        let Some(name) = buckets.collection.strip_prefix("system.buckets.") else { return Ok(()) };
+        let series = Namespace::new(&buckets.database, name);
+        let found = self.find(&series, stop).await?;
+        if found.is_none_or(|listed| listed.kind != "timeseries")
+            || self.find(buckets, stop).await?.is_some()
+        {
+            return Ok(());
+        }
+        self.drop_time_series(&series, stop).await
     }
 
     /// Removes every document of a collection.

@@ -1,6 +1,7 @@
 //! A target that is changed behind snapsync's back is mended, by copying again just what is concerned.
 
 mod counting;
+mod cut_short;
 mod definitions;
 mod kills;
 mod lost;
