@@ -16,20 +16,22 @@ pub struct Transaction<'a> {
     /// The `applyOps` arrays of its entries.
     pub(super) parts: Vec<Cow<'a, RawDocument>>,
     pub(super) len: usize,
+    /// Its updates make what is not there.
+    pub(super) upserts: bool,
 }
 
 impl<'a> Transaction<'a> {
     /// One entry's share, once all its operations are known to be understood.
     pub(super) fn of(part: &Part<'a>) -> Result<Self, DecodeError> {
         let parts = vec![Cow::Borrowed(part.operations)];
-        let mut share = Self { parts, len: 0 };
+        let mut share = Self { parts, ..Self::default() };
         share.len = share.count()?;
         Ok(share)
     }
 
     /// The operations of this array, which was one entry's share.
     pub(super) fn owning(operations: RawDocumentBuf) -> Result<Self, DecodeError> {
-        let mut share = Self { parts: vec![Cow::Owned(operations)], len: 0 };
+        let mut share = Self { parts: vec![Cow::Owned(operations)], ..Self::default() };
         share.len = share.count()?;
         Ok(share)
     }
@@ -44,7 +46,7 @@ impl Transaction<'_> {
     /// given out, so an error here is not to be expected.
     #[must_use]
     pub fn operations(&self) -> Operations<'_> {
-        Operations { parts: self.parts.iter(), stack: Vec::new() }
+        Operations { parts: self.parts.iter(), stack: Vec::new(), upserts: self.upserts }
     }
 
     /// How many operations there are.
@@ -66,6 +68,7 @@ pub struct Operations<'t> {
     parts: std::slice::Iter<'t, Cow<'t, RawDocument>>,
     /// The array being read, and those around it.
     stack: Vec<Elements<'t>>,
+    upserts: bool,
 }
 
 impl<'t> Operations<'t> {
@@ -82,7 +85,7 @@ impl<'t> Operations<'t> {
             };
             let operation = element.value.as_document();
             let operation = operation.ok_or(DecodeError::WrongType { field: "o.applyOps[]" })?;
-            let operation = Operation::decode(operation)?;
+            let operation = Operation { upsert: self.upserts, ..Operation::decode(operation)? };
             let Some(inner) = nested(&operation)? else { return Ok(Some(operation)) };
             if self.stack.len() >= NESTING_MAX {
                 return Err(DecodeError::TooDeep { limit: NESTING_MAX });
@@ -134,6 +137,8 @@ pub(super) struct Part<'a> {
     pub(super) partial: bool,
     /// Operations of the whole transaction.
     pub(super) count: Option<i64>,
+    /// Whether updates make what is not there, if this is no transaction.
+    pub(super) upserts: bool,
 }
 
 impl<'a> Command<'a> {
@@ -147,7 +152,8 @@ impl<'a> Command<'a> {
             _ => return Ok(Self::Other),
         };
         let operations = operations.ok_or(DecodeError::WrongType { field: "o.applyOps" })?;
-        let mut part = Part { operations, prepare: false, partial: false, count: None };
+        let mut part =
+            Part { operations, prepare: false, partial: false, count: None, upserts: true };
         for element in fields {
             let element = element?;
             let flag = || {
@@ -157,12 +163,19 @@ impl<'a> Command<'a> {
             match element.name {
                 b"prepare" => part.prepare = flag()?,
                 b"partialTxn" => part.partial = flag()?,
+                // Any type will do for the server.
+                b"alwaysUpsert" => part.upserts = !is_false(element.value),
                 b"count" => part.count = Some(count(element.value)?),
                 _ => {}
             }
         }
         Ok(Self::ApplyOps(part))
     }
+}
+
+/// As the server takes a value for a condition.
+fn is_false(value: Value<'_>) -> bool {
+    value.as_bool().is_some_and(|yes| !yes) || value.as_i64() == Some(0)
 }
 
 fn count(value: Value<'_>) -> Result<i64, DecodeError> {
@@ -224,7 +237,7 @@ mod tests {
         let Ok(Command::ApplyOps(part)) = Command::decode(&o) else { panic!() };
         let parts = vec![Cow::Borrowed(part.operations)];
         let operations: Vec<_> =
-            Transaction { parts, len: 3 }.operations().map(|o| o.is_ok()).collect();
+            Transaction { parts, len: 3, upserts: false }.operations().map(|o| o.is_ok()).collect();
         assert_eq!(operations, [true, false]);
     }
 }

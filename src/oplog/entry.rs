@@ -102,6 +102,8 @@ pub struct Operation<'a> {
     pub ui: Option<Uuid>,
     /// The server hides this from change streams. On a shard that is a migration; on a replica set it is real data.
     pub from_migrate: bool,
+    /// An update that makes the document if it is not there: the `applyOps` command does that unless it is told not to.
+    pub upsert: bool,
     /// What was done.
     pub kind: Kind<'a>,
 }
@@ -245,7 +247,8 @@ impl<'a> Fields<'a> {
         if op == "n" {
             // A no-op may carry user documents, or an old entry, in any field: none of them is looked at.
             let ns = self.ns.and_then(Value::as_str).unwrap_or_default();
-            return Ok(Operation { ns, ui: None, from_migrate: false, kind: Kind::Noop });
+            let kind = Kind::Noop;
+            return Ok(Operation { ns, ui: None, from_migrate: false, upsert: false, kind });
         }
         let o = required("o", self.o, Value::as_document)?;
         let o2 = optional("o2", self.o2, Value::as_document)?;
@@ -261,6 +264,7 @@ impl<'a> Fields<'a> {
             ui: optional("ui", self.ui, Value::as_uuid)?,
             from_migrate: optional("fromMigrate", self.from_migrate, Value::as_bool)?
                 .unwrap_or_default(),
+            upsert: false,
             kind,
         })
     }

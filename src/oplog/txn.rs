@@ -186,7 +186,8 @@ impl Assembler {
         }
         // Neither a batch of retryable writes nor what the applyOps command logs has anything before it.
         if entry.session.is_none() || entry.retryable_batch {
-            return Ok(Assembled::Many(own));
+            let upserts = part.upserts && !entry.retryable_batch;
+            return Ok(Assembled::Many(Transaction { upserts, ..own }));
         }
         if entry.previous.is_none() {
             check_count(entry, part, own.len())?;

@@ -41,6 +41,8 @@ pub enum Change {
         id: RawDocumentBuf,
         /// In either format.
         updates: Vec<Update>,
+        /// The first of them that makes the document if it is not there, of nothing but its `_id`.
+        upserts_from: Option<usize>,
     },
     /// The document is gone.
     Remove {
@@ -55,7 +57,7 @@ impl Change {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Put { document, .. } => document.as_bytes().len(),
-            Self::Patch { id, updates } => {
+            Self::Patch { id, updates, .. } => {
                 id.as_bytes().len() + updates.iter().map(Update::bytes).sum::<usize>()
             }
             Self::Remove { id } => id.as_bytes().len(),
@@ -208,7 +210,7 @@ impl Changes {
         id: Value<'_>,
         update: Update<&RawDocument>,
     ) -> Result<usize, PlanError> {
-        self.patch(IdKey::new(id), || single("_id", id), update)
+        self.patch(IdKey::new(id), || single("_id", id), update, operation.upsert)
             .map_err(|source| PlanError::Update { namespace: operation.ns.to_owned(), source })
     }
 
@@ -217,17 +219,28 @@ impl Changes {
         key: IdKey,
         id: impl FnOnce() -> RawDocumentBuf,
         update: Update<&RawDocument>,
+        upsert: bool,
     ) -> Result<usize, DiffError> {
         let bytes = update.bytes();
         match self.places.get(&key).map(|place| &mut self.changes[*place]) {
             Some(Change::Put { document, .. }) => *document = update.apply(document)?,
-            Some(Change::Patch { updates, .. }) => updates.push(update.to_kept()),
+            Some(Change::Patch { updates, upserts_from, .. }) => {
+                if upsert {
+                    upserts_from.get_or_insert(updates.len());
+                }
+                updates.push(update.to_kept());
+            }
+            Some(Change::Remove { .. }) if upsert => {
+                let document = update.apply(&id())?;
+                self.put(key, document, true);
+            }
             // An update of what is not there changes nothing: the copy, or a later entry, has its result.
             Some(Change::Remove { .. }) => {}
             None => {
                 self.places.insert(key, self.changes.len());
-                let updates = vec![update.to_kept()];
-                self.changes.push(Change::Patch { id: id(), updates });
+                let (id, updates) = (id(), vec![update.to_kept()]);
+                let upserts_from = upsert.then_some(0);
+                self.changes.push(Change::Patch { id, updates, upserts_from });
             }
         }
         Ok(bytes)
@@ -282,6 +295,34 @@ mod tests {
             format!("{sign}{}", id.get_i32("_id").unwrap())
         };
         changes.into_ordered(tolerant).into_iter().map(text).collect()
+    }
+
+    fn upserted(changes: Changes) -> Vec<Change> {
+        changes.into_changes().collect()
+    }
+
+    #[test]
+    fn an_update_that_makes_the_document_begins_with_its_id() {
+        let id = rawdoc! { "_id": 1 };
+        let key = || document::id(&id).map(IdKey::new).unwrap();
+        let diff = |n: i32| rawdoc! { "i": { "a": n } };
+        let patch = |changes: &mut Changes, n: i32, upsert: bool| {
+            let diff = diff(n);
+            changes.patch(key(), || id.clone(), Update::Diff(&diff), upsert).unwrap();
+        };
+        let mut unknown = Changes::default();
+        patch(&mut unknown, 1, false);
+        patch(&mut unknown, 2, true);
+        patch(&mut unknown, 3, true);
+        let updates = (1..4).map(|n| Update::Diff(diff(n))).collect();
+        let expected = Change::Patch { id: id.clone(), updates, upserts_from: Some(1) };
+        assert_eq!(upserted(unknown), [expected]);
+        let mut removed = Changes::default();
+        removed.remove(key(), id.clone());
+        patch(&mut removed, 1, false);
+        patch(&mut removed, 2, true);
+        let document = rawdoc! { "_id": 1, "a": 2 };
+        assert_eq!(upserted(removed), [Change::Put { document, fresh: false }]);
     }
 
     #[test]

@@ -92,7 +92,9 @@ pub(super) async fn put_all(
         match change {
             Change::Put { document, .. } if is_insert => fresh.push(document),
             Change::Put { document, .. } => puts.push(document),
-            Change::Patch { id, updates } => patches.push((id, updates)),
+            Change::Patch { id, updates, upserts_from } => {
+                patches.push((id, Patch { updates, upserts_from }));
+            }
             Change::Remove { .. } => {}
         }
     }
@@ -217,18 +219,25 @@ async fn look_for_doubled(
     Ok(doubled)
 }
 
-/// Applies updates to the documents as they are on the target; those that are not there are left out.
+/// What is done to one document.
+struct Patch {
+    updates: Vec<Update>,
+    upserts_from: Option<usize>,
+}
+
+/// Applies updates to the documents as they are on the target; those that are not there are left out, or made where an
+/// update does so.
 async fn patch(
     writers: &Writers,
     place: &Place,
-    patches: Vec<(RawDocumentBuf, Vec<Update>)>,
+    patches: Vec<(RawDocumentBuf, Patch)>,
     stop: &Stop,
 ) -> Result<Vec<RawDocumentBuf>, Stopped<ApplyError>> {
-    let mut by_id: HashMap<IdKey, Vec<Update>> = HashMap::with_capacity(patches.len());
+    let mut by_id: HashMap<IdKey, Patch> = HashMap::with_capacity(patches.len());
     let mut ids = Vec::with_capacity(patches.len());
-    for (id, updates) in patches {
+    for (id, patch) in patches {
         if let Some(value) = document::id(&id) {
-            by_id.insert(IdKey::new(value), updates);
+            by_id.insert(IdKey::new(value), patch);
             ids.push(id);
         }
     }
@@ -238,7 +247,7 @@ async fn patch(
     loop {
         // Updates are taken out of the map as they are applied, so that a lookup begun again never applies one twice.
         match patch_found(writers, place, &ids, &mut by_id, &mut refused, stop).await {
-            Ok(()) => return Ok(refused),
+            Ok(()) => break,
             Err(Stopped::Failed(ApplyError::Call(error)))
                 if error.is_unreachable()
                     || error.code().is_some_and(|code| CURSOR_LOST.contains(&code)) =>
@@ -249,13 +258,22 @@ async fn patch(
             Err(error) => return Err(error),
         }
     }
+    let mut made = Vec::new();
+    for id in ids {
+        let patch = document::id(&id).and_then(|value| by_id.remove(&IdKey::new(value)));
+        if let Some(Patch { updates, upserts_from: Some(from) }) = patch {
+            made.push(apply(place, id, updates.get(from..).unwrap_or_default())?);
+        }
+    }
+    refused.extend(put(writers, place, made, stop).await?);
+    Ok(refused)
 }
 
 async fn patch_found(
     writers: &Writers,
     place: &Place,
     ids: &[RawDocumentBuf],
-    by_id: &mut HashMap<IdKey, Vec<Update>>,
+    by_id: &mut HashMap<IdKey, Patch>,
     refused: &mut Vec<RawDocumentBuf>,
     stop: &Stop,
 ) -> Result<(), Stopped<ApplyError>> {
@@ -282,12 +300,19 @@ async fn patch_found(
 fn patch_one(
     place: &Place,
     found: &RawDocument,
-    by_id: &mut HashMap<IdKey, Vec<Update>>,
+    by_id: &mut HashMap<IdKey, Patch>,
 ) -> Result<Option<RawDocumentBuf>, Stopped<ApplyError>> {
-    let updates = document::id(found).and_then(|id| by_id.remove(&IdKey::new(id)));
-    let Some(updates) = updates else { return Ok(None) };
+    let patch = document::id(found).and_then(|id| by_id.remove(&IdKey::new(id)));
+    let Some(Patch { updates, .. }) = patch else { return Ok(None) };
+    apply(place, found.to_owned(), &updates).map(Some)
+}
+
+fn apply(
+    place: &Place,
+    document: RawDocumentBuf,
+    updates: &[Update],
+) -> Result<RawDocumentBuf, Stopped<ApplyError>> {
     let collection = place.namespace.to_string();
-    patched(found.to_owned(), &updates)
-        .map(Some)
+    patched(document, updates)
         .map_err(|source| Stopped::Failed(ApplyError::Diff { collection, source }))
 }

@@ -289,6 +289,10 @@ impl Plan {
 
     fn add_change(&mut self, operation: &Operation<'_>) -> Result<(), PlanError> {
         let Some(uuid) = operation.ui else {
+            // The applyOps command logs removals from a collection that there was not.
+            if matches!(operation.kind, Kind::Delete { .. }) {
+                return Ok(());
+            }
             return Err(unsupported("an operation without a collection UUID", operation));
         };
         let stage = match self.steps.last_mut() {

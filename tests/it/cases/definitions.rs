@@ -260,14 +260,25 @@ fn drops() -> Vec<Scenario> {
         ),
         scenario(
             "database_dropped",
-            vec![fill("a"), fill("b"), create("v", doc! {"viewOn": "a", "pipeline": []})],
+            vec![
+                fill("a"),
+                fill("b"),
+                insert("system.js", vec![doc! {"_id": "f", "value": 1}]),
+                create("v", doc! {"viewOn": "a", "pipeline": []}),
+            ],
             vec![add("a", 100), Step::Run(doc! {"dropDatabase": 1})],
         ),
         scenario(
             "database_dropped_and_made_again",
-            vec![fill("a"), fill("b"), create("v", doc! {"viewOn": "a", "pipeline": []})],
+            vec![
+                fill("a"),
+                fill("b"),
+                insert("system.js", vec![doc! {"_id": "f", "value": 1}]),
+                create("v", doc! {"viewOn": "a", "pipeline": []}),
+            ],
             vec![
                 Step::Run(doc! {"dropDatabase": 1}),
+                insert("system.js", vec![doc! {"_id": "g", "value": 1}]),
                 insert("a", rows(3)),
                 create("b", doc! {"viewOn": "a", "pipeline": []}),
                 Step::Run(doc! {"dropDatabase": 1}),
@@ -556,6 +567,11 @@ fn apply_ops() -> Vec<Scenario> {
             vec![
                 Step::ApplyOps(vec![row(200)]),
                 Step::ApplyOps(vec![row(201), diff, replacement, removal, row(202)]),
+                // What is not there is made; where there is no collection nothing is removed.
+                Step::ApplyOps(vec![
+                    doc! {"op": "u", "ns": "a", "o2": {"_id": 203}, "o": {"$v": 2, "diff": {"i": {"z": 1}}}},
+                    doc! {"op": "d", "ns": "nowhere", "o": {"_id": 1}},
+                ]),
                 Step::ApplyOps(vec![
                     command(doc! {"create": "b", "capped": true, "size": 4096}),
                     row(203),
