@@ -12,7 +12,7 @@ use super::queue::Work;
 use super::{Copier, prepare};
 use crate::mongo::{Error, Side, StatementError};
 use crate::oplog::document;
-use crate::retry::{Backoff, Outage, Stopped};
+use crate::retry::{Backoff, Outage, Stopped, unless_stopped};
 use crate::source::scan::{Scan, ScanRequest, Which};
 use crate::stop::Stop;
 use crate::target::statements::{self, Place};
@@ -208,8 +208,10 @@ impl Pump<'_> {
     ) -> Result<(), Stopped<Error>> {
         let mut expected = batch_bytes;
         let mut room = self.budget.reserve(expected, stop).await?;
-        let mut scan = Scan::open(&self.copier.source, request).await.map_err(Stopped::Failed)?;
-        while let Some(batch) = scan.next().await.map_err(Stopped::Failed)? {
+        // A document that a prepared transaction holds keeps its reader waiting.
+        let opened = unless_stopped(stop, Scan::open(&self.copier.source, request)).await?;
+        let mut scan = opened.map_err(Stopped::Failed)?;
+        while let Some(batch) = unless_stopped(stop, scan.next()).await?.map_err(Stopped::Failed)? {
             stop.check()?;
             let bytes = u64::try_from(batch.as_raw_document().as_bytes().len()).unwrap_or(0);
             if bytes > expected {
