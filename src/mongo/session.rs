@@ -7,9 +7,11 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use bson::{Document, RawDocumentBuf, Uuid, cstr};
+use bson::{Document, RawDocumentBuf, Utf8Lossy, Uuid, cstr};
 use mongodb::ClientSession;
-use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
+use mongodb::error::{
+    Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+};
 
 use super::client::Deployment;
 use super::error::Error;
@@ -188,8 +190,18 @@ impl WriteSession {
         command: RawDocumentBuf,
     ) -> mongodb::error::Result<Document> {
         let database = self.deployment.client.database(database);
-        database.run_raw_command(command).session(&mut self.session).await
+        let reply = database.run_raw_command(command).session(&mut self.session).await;
+        reply.or_else(|error| unreadable(&error).ok_or(error))
     }
+}
+
+/// A reply that the driver did not take: one that quotes the keys of an index with a collation is not UTF-8.
+fn unreadable(error: &DriverError) -> Option<Document> {
+    if !matches!(error.kind.as_ref(), ErrorKind::Bson(_)) {
+        return None;
+    }
+    let reply = error.server_response()?.as_bytes();
+    bson::deserialize_from_slice::<Utf8Lossy<Document>>(reply).ok().map(|reply| reply.0)
 }
 
 fn parse_reply(reply: &Document) -> WriteReply {
