@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::error::ErrorKind;
 use mongodb::{Client, Cursor};
@@ -93,7 +93,8 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// With selection and renaming: from a source namespace to the target's, or `None` if it is not selected.
+    /// With selection and renaming: from a source namespace to the target's, or `None` if it is not selected. What a
+    /// view is on is renamed with it, but not what its pipeline names.
     pub fn mapping(mut self, mapping: fn(&str) -> Option<String>) -> Self {
         self.mapping = mapping;
         self
@@ -159,6 +160,13 @@ impl<'a> Comparison<'a> {
                 wanted.remove("expireAfterSeconds");
             }
         }
+        // What a view is on has its name in the same database.
+        if let Ok(on) = source.options.get_str("viewOn")
+            && let Some((database, _)) = name.split_once('.')
+            && let Some(on) = self.view_on(database, on)
+        {
+            wanted.insert("viewOn", on);
+        }
         // The validator of buckets is the server's own.
         if self.other_version
             && name.contains(".system.buckets.")
@@ -171,20 +179,23 @@ impl<'a> Comparison<'a> {
             note(found, &text);
         }
         self.compare_indexes(target_name, source, target, found);
-        // View definitions hold names, so renaming changes them.
-        let renamed_views = name != target_name && name.ends_with(".system.views");
         // The hash leaves out some system collections, such as the buckets of time series, and it says nothing of
         // the order in a capped collection: these are read.
         let capped = source.options.get_bool("capped").unwrap_or(false);
         let unhashed = source.kind == "collection" && source.hash.is_none();
-        if renamed_views || (source.hash == target.hash && !unhashed && !capped) {
+        if source.hash == target.hash && !unhashed && !capped {
             return;
         }
         let (mut theirs, mut ours) =
             tokio::join!(contents(self.source, name), contents(self.target, target_name));
+        let views = name.ends_with(".system.views");
+        if views {
+            for (id, view) in &mut theirs {
+                (*id, *view) = self.renamed_view(view);
+            }
+        }
         // What the view of a time-series collection does is the server's own, too.
-        let restated_views = self.other_version && name.ends_with(".system.views");
-        if restated_views {
+        if self.other_version && views {
             for side in [&mut theirs, &mut ours] {
                 side.retain(|(_, view)| {
                     !view.get_str("viewOn").is_ok_and(|on| on.starts_with("system.buckets."))
@@ -195,9 +206,29 @@ impl<'a> Comparison<'a> {
             note(found, &format!("{target_name}: contents differ\n{details}"));
         } else if capped && theirs != ours {
             note(found, &format!("{target_name}: the same documents in another order"));
-        } else if source.hash != target.hash && !restated_views {
+        } else if source.hash != target.hash && !views {
             note(found, &format!("{target_name}: hashes differ, but no document was seen to"));
         }
+    }
+
+    /// Where what this view is on goes, without the database.
+    fn view_on(&self, database: &str, on: &str) -> Option<String> {
+        let on = (self.mapping)(&format!("{database}.{on}"))?;
+        on.split_once('.').map(|(_, on)| on.to_owned())
+    }
+
+    /// A document of `system.views` as it has to be on the target, after the text of its `_id`.
+    fn renamed_view(&self, view: &RawDocument) -> (String, RawDocumentBuf) {
+        let mut renamed = Document::try_from(view).expect("a view");
+        let name = renamed.get_str("_id").expect("the name of a view").to_owned();
+        let database = name.split_once('.').map_or("", |(database, _)| database);
+        let on = renamed.get_str("viewOn").ok().and_then(|on| self.view_on(database, on));
+        if let Some(on) = on {
+            renamed.insert("viewOn", on);
+        }
+        renamed.insert("_id", (self.mapping)(&name).unwrap_or(name));
+        let renamed = RawDocumentBuf::try_from(&renamed).expect("a view");
+        (format!("{:?}", renamed.get("_id").ok().flatten().expect("_id")), renamed)
     }
 
     fn compare_indexes(&self, name: &str, source: &Entry, target: &Entry, found: &mut String) {

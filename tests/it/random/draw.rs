@@ -1,6 +1,8 @@
 //! Draws documents and updates from a seed. Few names and few values, so that they meet all the time.
 
-use bson::{Bson, DateTime, Document, Timestamp, doc};
+use bson::oid::ObjectId;
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, DateTime, Document, JavaScriptCodeWithScope, Regex, Timestamp, doc};
 
 use crate::cases::documents::decimal;
 use crate::harness::Random;
@@ -8,17 +10,28 @@ use crate::harness::Random;
 /// Names that are ordered in one way as text and in another as numbers, and words of the formats themselves.
 const NAMES: [&str; 14] = ["a", "b", "c", "z", "10", "9", "0", "1", "01", "2", "u", "s", "d", "i"];
 
+/// Names that no server before 5.0 takes, or that say something else in a path.
+const ODD_NAMES: [&str; 6] = ["a.b", "$x", "", "$db", "a.", "é"];
+
 /// Draws from one generator.
 #[derive(Debug)]
 pub struct Draw {
     /// Where chance comes from.
     pub random: Random,
+    /// Some names in documents are odd.
+    odd: bool,
 }
 
 impl Draw {
     /// The same seed gives the same draws.
     pub fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed) }
+        Self { random: Random::new(seed), odd: false }
+    }
+
+    /// With names in documents that only servers from 5.0 on take.
+    pub fn odd(mut self) -> Self {
+        self.odd = true;
+        self
     }
 
     /// True so many times out of a hundred.
@@ -58,7 +71,8 @@ impl Draw {
     /// A value of any type that can be written down; `depth` levels at the most.
     pub fn value(&mut self, depth: u32) -> Bson {
         let number = self.random.below(5).cast_signed();
-        match self.random.below(if depth > 0 { 16 } else { 10 }) {
+        match self.random.below(if depth > 0 { 17 } else { 11 }) {
+            10 => self.rare_value(),
             0 => number.into(),
             1 => i64::from(number).into(),
             2 => f64::from(number).into(),
@@ -71,10 +85,51 @@ impl Draw {
             7 => DateTime::from_millis(i64::from(number) * 1000).into(),
             8 => Timestamp { time: 1, increment: number as u32 }.into(),
             9 => Bson::Array(Vec::new()),
-            10..13 => {
+            11..14 => {
                 Bson::Array((0..self.random.below(5)).map(|_| self.value(depth - 1)).collect())
             }
             _ => self.fields(depth - 1).into(),
+        }
+    }
+
+    /// A value of a type that is seldom seen.
+    pub fn rare_value(&mut self) -> Bson {
+        let number = self.random.below(3).cast_signed();
+        match self.random.below(8) {
+            0 => object_id(number).into(),
+            1 => binary(number),
+            2 => Bson::RegularExpression(Regex {
+                pattern: "^a".try_into().expect("no zero bytes"),
+                options: "i".try_into().expect("no zero bytes"),
+            }),
+            3 => Bson::JavaScriptCode(format!("f({number})")),
+            4 => Bson::JavaScriptCodeWithScope(JavaScriptCodeWithScope {
+                code: "f".to_owned(),
+                scope: doc! {"a": number},
+            }),
+            5 => Bson::Symbol("x".to_owned()),
+            6 => Bson::Undefined,
+            _ => Timestamp { time: number as u32, increment: number as u32 }.into(),
+        }
+    }
+
+    /// An `_id` of a type that is seldom one.
+    pub fn rare_id(&mut self) -> Bson {
+        let number = self.random.below(2).cast_signed();
+        let of_two = |two: [Bson; 2]| two[number as usize].clone();
+        match self.random.below(12) {
+            0 => object_id(number).into(),
+            1 => binary(number),
+            2 => DateTime::from_millis(i64::from(number)).into(),
+            3 => of_two([true.into(), false.into()]),
+            4 => Bson::Null,
+            5 => of_two([Bson::MinKey, Bson::MaxKey]),
+            6 => Timestamp { time: number as u32, increment: 0 }.into(),
+            7 => of_two([f64::NAN.into(), (-0.0).into()]),
+            8 => of_two([decimal("1.0"), decimal("NaN")]),
+            9 => of_two([Bson::JavaScriptCode("x".to_owned()), Bson::Symbol("x".to_owned())]),
+            10 => of_two([doc! {}.into(), doc! {"a": {"b": [1, f64::from(2)]}}.into()]),
+            _ => of_two(["".into(), f64::INFINITY.into()]),
         }
     }
 
@@ -82,7 +137,11 @@ impl Draw {
     pub fn fields(&mut self, depth: u32) -> Document {
         let mut document = Document::new();
         for _ in 0..self.random.below(6) {
-            let name = self.name();
+            let name = if self.odd && self.chance(4) {
+                ODD_NAMES[self.random.below(6) as usize]
+            } else {
+                self.name()
+            };
             document.insert(name, self.value(depth));
         }
         document
@@ -150,4 +209,13 @@ impl Draw {
         }
         update
     }
+}
+
+fn object_id(number: i32) -> ObjectId {
+    ObjectId::from_bytes([number as u8; 12])
+}
+
+fn binary(number: i32) -> Bson {
+    let subtype = [BinarySubtype::Generic, BinarySubtype::Uuid][number as usize % 2];
+    Binary { subtype, bytes: vec![number as u8; 16] }.into()
 }

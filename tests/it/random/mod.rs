@@ -1,9 +1,13 @@
 //! Random tests. Everything comes from one seed, which a failure prints; `SNAPSYNC_SEED` repeats it.
 
 mod appliers;
+mod define;
 mod draw;
 mod history;
+mod meddling;
+mod prepared;
 mod special;
+mod stage;
 mod writer;
 
 /// The number in this variable.

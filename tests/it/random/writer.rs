@@ -1,35 +1,66 @@
 //! Random operations of every kind on few names, one after another, so that a seed makes a history.
 
+use std::sync::Arc;
+
 use bson::{Bson, Document, doc};
 use mongodb::Client;
 use mongodb::error::Error;
+use tokio::sync::RwLock;
 
 use super::draw::Draw;
+use super::prepared::Prepared;
 
 /// One of the two databases that are written to.
 pub(super) type Place = usize;
 
 /// Collections of any kind that take each other's names.
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// A rarer one.
+const DOTTED: &str = "d.e";
 /// A collection with unique keys, which documents take from each other.
 const SEATS: &str = "seats";
+
+/// So large that a copy at a slow pace goes on for a while.
+const PAD: &str = "pad";
+const PAD_BYTES: usize = 12_000;
+/// For one that waits for what a prepared transaction holds.
+const MAX_TIME_MS: i32 = 2000;
+
+/// What the writers of a round share: whoever is in a transaction holds it with others, or one of them alone.
+pub(super) type Turns = Arc<RwLock<()>>;
 
 /// Writes a history.
 #[derive(Debug)]
 pub struct Writer {
-    client: Client,
+    pub(super) client: Client,
     databases: [String; 2],
     pub(super) draw: Draw,
+    /// Entries are applied by command while no writer has a transaction open: the server would come to a standstill.
+    pub(super) turns: Turns,
+    /// Whether transactions are prepared, or entries applied by command.
+    pub(super) prepares: bool,
+    /// A transaction that is prepared, and waits for what becomes of it.
+    pub(super) open: Option<Prepared>,
 }
 
 impl Writer {
     /// Begins anew: nothing is in the databases. Writers of several lanes do not meet.
-    pub async fn new(client: &Client, seed: u64, lane: usize) -> Self {
+    pub async fn new(
+        client: &Client,
+        seed: u64,
+        lane: usize,
+        prepares: bool,
+        turns: Turns,
+    ) -> Self {
         let databases = ["one", "two"].map(|name| format!("{name}_{lane}"));
         for database in &databases {
             client.database(database).drop().await.unwrap();
+            let pad = doc! {"insert": PAD, "documents": [{"_id": 1, "pad": "x".repeat(PAD_BYTES)}]};
+            client.database(database).run_command(pad).await.unwrap();
         }
-        let mut writer = Self { client: client.clone(), databases, draw: Draw::new(seed) };
+        let draw = Draw::new(seed).odd();
+        let mut writer =
+            Self { client: client.clone(), databases, draw, turns, prepares, open: None };
         writer.make_seats().await;
         writer
     }
@@ -55,20 +86,36 @@ impl Writer {
         one.collection::<Document>(SEATS).insert_many(rows).await.unwrap();
     }
 
+    /// Ends what is open.
+    pub(super) async fn settle(&mut self) {
+        if let Some(prepared) = self.open.take() {
+            prepared.end(&self.client, true).await;
+        }
+    }
+
     /// One more operation. What the server refuses is part of the history.
     pub async fn operation(&mut self) {
         let outcome = match self.draw.random.below(100) {
-            0..46 => self.write().await,
-            46..66 => self.move_keys().await,
-            66..74 => self.transaction().await,
-            74..90 => self.define().await,
-            90..99 => self.special().await,
-            _ => self.run_in(0, doc! {"dropDatabase": 1}).await,
+            0..44 => self.write().await,
+            44..62 => self.move_keys().await,
+            62..70 => self.transaction().await,
+            70..86 => self.define().await,
+            86..95 => self.special().await,
+            95..98 => self.odd_one().await,
+            98 if self.prepares => self.prepare_or_end().await,
+            98 => self.odd_one().await,
+            _ => {
+                let place = usize::from(self.draw.chance(25));
+                self.run_in(place, doc! {"dropDatabase": 1}).await
+            }
         };
         drop(outcome);
     }
 
-    pub(super) async fn run_in(&self, place: Place, command: Document) -> Result<(), Error> {
+    pub(super) async fn run_in(&self, place: Place, mut command: Document) -> Result<(), Error> {
+        if self.open.is_some() {
+            command.insert("maxTimeMS", MAX_TIME_MS);
+        }
         self.client.database(&self.databases[place]).run_command(command).await.map(drop)
     }
 
@@ -82,7 +129,10 @@ impl Writer {
     }
 
     pub(super) async fn rename(&self, from: String, to: String, over: bool) -> Result<(), Error> {
-        let command = doc! {"renameCollection": from, "to": to, "dropTarget": over};
+        let mut command = doc! {"renameCollection": from, "to": to, "dropTarget": over};
+        if self.open.is_some() {
+            command.insert("maxTimeMS", MAX_TIME_MS);
+        }
         self.client.database("admin").run_command(command).await.map(drop)
     }
 
@@ -91,6 +141,9 @@ impl Writer {
     }
 
     pub(super) fn name(&mut self) -> &'static str {
+        if self.draw.chance(4) {
+            return DOTTED;
+        }
         NAMES[self.draw.random.below(3) as usize]
     }
 
@@ -105,6 +158,7 @@ impl Writer {
                 let b = ["x", "X"][number as usize % 2];
                 doc! {"a": number % 3, "b": b}.into()
             }
+            4 if self.draw.chance(60) => self.draw.rare_id(),
             _ => number.into(),
         }
     }
@@ -226,7 +280,7 @@ impl Writer {
     async fn transaction(&mut self) -> Result<(), Error> {
         let mut commands: Vec<_> =
             (0..1 + self.draw.random.below(6)).map(|_| self.write_command()).collect();
-        if self.draw.chance(3) {
+        if self.draw.chance(2) {
             // More than one oplog entry holds.
             let pad = "x".repeat(9 << 20);
             for n in 0..2 {
@@ -238,6 +292,8 @@ impl Writer {
     }
 
     pub(super) async fn together(&mut self, commands: Vec<(Place, Document)>) -> Result<(), Error> {
+        let abort = self.draw.chance(15);
+        let _shared = self.turns.read().await;
         let mut session = self.client.start_session().await?;
         session.start_transaction().await?;
         for (place, command) in commands {
@@ -247,68 +303,9 @@ impl Writer {
                 return Err(error);
             }
         }
-        if self.draw.chance(15) {
+        if abort {
             return session.abort_transaction().await;
         }
         session.commit_transaction().await
-    }
-
-    async fn define(&mut self) -> Result<(), Error> {
-        let (place, name) = (self.place(), self.name());
-        let (other_place, other) = (self.place(), self.name());
-        let number = self.draw.random.below(9).cast_signed();
-        let index = ["u", "n", "*"][number as usize % 3];
-        let command = match self.draw.random.below(20) {
-            0..3 => self.create(name),
-            3 => doc! {"drop": name},
-            4..7 => {
-                let from = format!("{}.{name}", self.databases[place]);
-                let to = format!("{}.{other}", self.databases[other_place]);
-                let over = self.draw.chance(60);
-                return self.rename(from, to, over).await;
-            }
-            7..11 => self.index(name),
-            11 => doc! {"dropIndexes": name, "index": index},
-            12 => {
-                doc! {"collMod": name, "validator": {"a": {"$ne": number}}, "validationAction": "warn"}
-            }
-            13 => doc! {"collMod": name, "index": {"name": "n", "hidden": self.draw.chance(50)}},
-            14 => {
-                doc! {"collMod": name, "index": {"name": "n", "expireAfterSeconds": 100_000 + number}}
-            }
-            15 => doc! {"aggregate": name, "cursor": {}, "pipeline": [{"$out": other}]},
-            16 => doc! {"aggregate": name, "cursor": {}, "pipeline": [
-                {"$set": {"merged": number}}, {"$merge": {"into": other}},
-            ]},
-            17 => doc! {"convertToCapped": name, "size": 100_000},
-            18 => doc! {"create": "view", "viewOn": name, "pipeline": [{"$match": {"a": number}}]},
-            _ => doc! {"drop": "view"},
-        };
-        self.run_in(place, command).await
-    }
-
-    pub(super) fn create(&mut self, name: &str) -> Document {
-        let mut command = doc! {"create": name};
-        command.extend(match self.draw.random.below(6) {
-            4 => doc! {"clusteredIndex": {"key": {"_id": 1}, "unique": true}},
-            0 => doc! {"collation": {"locale": "en", "strength": 2}},
-            1 => doc! {"capped": true, "size": 20_000, "max": 8},
-            2 => doc! {"changeStreamPreAndPostImages": {"enabled": true}},
-            3 => doc! {"validator": {"b": {"$exists": true}}, "validationAction": "warn"},
-            _ => doc! {},
-        });
-        command
-    }
-
-    fn index(&mut self, name: &str) -> Document {
-        let index = match self.draw.random.below(6) {
-            0 => doc! {"key": {"a": 1}, "name": "u", "unique": true, "sparse": true},
-            1 => doc! {"key": {"a": 1}, "name": "u"},
-            2 => doc! {"key": {"b": 1}, "name": "n", "expireAfterSeconds": 100_000},
-            3 => doc! {"key": {"b": 1, "c": -1}, "name": "n"},
-            4 => doc! {"key": {"$**": 1}, "name": "wild"},
-            _ => doc! {"key": {"c": "hashed"}, "name": "hashed"},
-        };
-        doc! {"createIndexes": name, "indexes": [index]}
     }
 }
