@@ -125,6 +125,14 @@ impl Catalogue {
             || held.into_iter().any(|held| held.target_uuid == Some(target_uuid))
     }
 
+    /// Notes that a collection of the target has another name there.
+    pub fn moved(&mut self, target_uuid: Uuid, to: &Namespace) {
+        let all = self.collections.values_mut();
+        for moved in all.filter(|found| found.target_uuid == Some(target_uuid)) {
+            moved.target.clone_from(to);
+        }
+    }
+
     /// Notes where a collection is on the target, if it is there at all.
     pub fn displace(&mut self, uuid: &Uuid, now: Option<Namespace>) {
         if let Some(collection) = self.collections.get_mut(uuid) {

@@ -29,7 +29,7 @@ pub use plan::{Planned, plan};
 pub use report::{Collection, Moment, Outcome, Report, Side, Status};
 
 use self::clock::Clock;
-use self::moment::{Counted, Oplog};
+use self::moment::{Counted, Oplog, is_of_one};
 use self::start::{Held, Sides};
 use self::tries::Tries;
 use crate::config::{Config, METADATA_COLLECTION, Uri};
@@ -75,6 +75,8 @@ struct Run<'a> {
     placed: BTreeSet<Uuid>,
     failed_views: Vec<(String, String)>,
     moment: Option<Moment>,
+    /// Whether something may be under way on the target that was not waited out.
+    uncleared: bool,
     /// What the source lists has been read.
     is_listed: bool,
 }
@@ -112,12 +114,13 @@ pub async fn run(mut config: Config, logs: &LogHandle) -> Result<(Report, Option
         placed: BTreeSet::new(),
         failed_views: Vec::new(),
         moment: None,
+        uncleared: false,
         is_listed: false,
     };
     let outcome = run.attempts(&clock, &stop).await;
     let exit = outcome.err().map(|interrupted| exit_of(interrupted, &clock));
     let report = run.end(started_at, &sides, &uris, exit.as_ref()).await;
-    let unsettled = run.context.writers.is_unsettled();
+    let unsettled = run.uncleared || run.context.writers.is_unsettled();
     let lost = release(held, unsettled).await;
     let exit = lost.err().or(exit);
     let exit = exit.or_else(|| {
@@ -256,7 +259,11 @@ impl Run<'_> {
             catalogue.repair.hold(uuid, "it is to be copied");
         }
         for view in catalogue.views.values() {
-            context.definer.put_view(&view.target, &view.definition.0, stop).await?;
+            match context.definer.put_view(&view.target, &view.definition.0, stop).await {
+                // What the target makes of it is said when the view takes its place.
+                Err(Stopped::Failed(error)) if is_of_one(&error) => {}
+                staged => staged?,
+            }
         }
         context.catalogue.change(|stored| *stored = catalogue);
         context.catalogue.save()?;
@@ -332,6 +339,7 @@ impl Run<'_> {
         let late = tokio::spawn(Clock::new(CLEAR_WITHIN).run(stop.clone()));
         let is_lost = exit.is_some_and(|exit| exit.code == Code::Held);
         if !is_lost && let Err(interrupted) = self.look_again(exit.is_some(), &stop).await {
+            self.uncleared = true;
             tracing::warn!("not cleared up: {}", exit_of(interrupted, &Clock::new(CLEAR_WITHIN)));
         }
         let collections = self.collections(exit);

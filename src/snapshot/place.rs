@@ -13,6 +13,7 @@ use crate::selection::{is_temporary, unstaged, unstaged_view};
 use crate::stop::Stop;
 use crate::sync::context::{Context, Interrupted};
 use crate::sync::cutover::held_back;
+use crate::sync::resync::stays_in_place;
 
 /// Foreign collections that are named in a warning.
 const NAMED_MAX: usize = 5;
@@ -46,7 +47,8 @@ impl Run<'_> {
         self.warn_of_others(stop).await
     }
 
-    /// What is complete, in order of name, under the name that it gets. What a server fills before it gives it the name
+    /// What is complete, under the name that it gets, in order of name; what cannot be renamed last, for it takes its
+    /// time. What a server fills before it gives it the name
     /// that a client asked for has none.
     fn members(&self) -> Vec<Member> {
         let complete = self.complete().into_iter().filter_map(|(uuid, collection)| {
@@ -57,7 +59,7 @@ impl Run<'_> {
             Some(Member { uuid, collection, place })
         });
         let mut members: Vec<Member> = complete.collect();
-        members.sort_by(|a, b| a.place.cmp(&b.place));
+        members.sort_by_cached_key(|member| (stays_in_place(&member.place), member.place.clone()));
         members
     }
 

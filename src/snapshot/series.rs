@@ -8,7 +8,7 @@ use crate::catalogue::Collection;
 use crate::mongo::{Error, Side};
 use crate::namespace::Namespace;
 use crate::oplog::document;
-use crate::retry::{Stopped, until_reached};
+use crate::retry::{Backoff, Outage, Stopped, until_reached};
 use crate::source::scan::{Scan, ScanRequest, Which};
 use crate::source::start;
 use crate::stop::Stop;
@@ -18,6 +18,8 @@ use crate::target::statements;
 /// Buckets read at once: each may have some hundred KiB.
 const BATCH_DOCUMENTS: u32 = 100;
 const DUPLICATE_KEY: i32 = 11_000;
+const CURSOR_NOT_FOUND: i32 = 43;
+const CURSOR_KILLED: i32 = 237;
 
 /// Makes the time-series with the buckets `place` out of the one that is staged; what was made.
 pub(super) async fn put(
@@ -51,20 +53,44 @@ pub(super) async fn put(
         after,
         batch_documents: BATCH_DOCUMENTS,
     };
-    let mut scan = Scan::open(target, request).await.map_err(Stopped::Failed)?;
-    while let Some(batch) = scan.next().await.map_err(Stopped::Failed)? {
-        stop.check()?;
-        if let Ok(buckets) = batch.doc_slices() {
-            insert(context, &definer.place(place, Some(uuid)), buckets, stop).await?;
+    let made = definer.place(place, Some(uuid));
+    let (mut backoff, outage) = (Backoff::reconnect(), Outage::new(target.side));
+    // The old one is gone by now. From the beginning again: what is there already is there.
+    while let Err(stopped) = fill(context, &request, &made, stop).await {
+        match stopped {
+            Stopped::Failed(error) if may_pass(&error) => outage.report(&error),
+            stopped => return Err(stopped),
         }
+        stop.sleep(backoff.next_delay()).await?;
     }
     let collection =
         Collection { target: place.clone(), target_uuid: Some(uuid), ..staged.clone() };
     let specs: Vec<_> = collection.indexes.values().map(|spec| spec.0.clone()).collect();
-    definer.create_indexes(&definer.place(place, Some(uuid)), &specs, stop).await?;
+    definer.create_indexes(&made, &specs, stop).await?;
     let staged_name = staged.target.collection.strip_prefix("system.buckets.").unwrap_or_default();
     definer.drop_time_series(&Namespace::new(&place.database, staged_name), stop).await?;
     Ok(collection)
+}
+
+/// Whether another read may succeed: an election, or a cursor that is gone.
+fn may_pass(error: &Error) -> bool {
+    error.is_unreachable() || matches!(error.code(), Some(CURSOR_NOT_FOUND | CURSOR_KILLED))
+}
+
+async fn fill(
+    context: &Context,
+    request: &ScanRequest,
+    made: &statements::Place,
+    stop: &Stop,
+) -> Result<(), Stopped<Error>> {
+    let mut scan = Scan::open(&context.target, request.clone()).await.map_err(Stopped::Failed)?;
+    while let Some(batch) = scan.next().await.map_err(Stopped::Failed)? {
+        stop.check()?;
+        if let Ok(buckets) = batch.doc_slices() {
+            insert(context, made, buckets, stop).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes buckets as they are. A plain insert would give those a time that hold an empty timestamp.

@@ -55,10 +55,11 @@ pub async fn set_block(source: &Deployment, blocked: bool) -> Result<(), Error> 
 pub async fn lift_block(source: &Deployment) -> Result<(), Error> {
     loop {
         // A request of a run that was killed may still be waiting in the server, and come into force after this one.
-        // Only what is lifted after a look that found none stays lifted.
-        let is_pending = is_blocking(source).await?;
+        // Only what is lifted after a look that found none stays lifted; a look that fails keeps nothing from being
+        // lifted.
+        let is_pending = is_blocking(source).await;
         set_block(source, false).await?;
-        if !is_pending {
+        if !is_pending? {
             return Ok(());
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -124,11 +124,13 @@ impl Follower {
     /// One window, and what follows from it.
     async fn step(&mut self, place: &mut Option<Feed>, stop: &Stop) -> Result<(), Interrupted> {
         let Some(feed) = place else { return Err(Interrupted::Again) };
-        if self.settled && self.context.cutover.is_wanted() {
+        let is_to_stand = self.settled && self.context.cutover.is_wanted();
+        // What was read ahead comes first: without a source nobody could read it again.
+        if is_to_stand && !self.track.is_gathering() {
             return self.stand_still(feed, stop).await;
         }
         let began = Instant::now();
-        let exhausted = self.gather(feed, stop).await?;
+        let exhausted = !is_to_stand && self.gather(feed, stop).await?;
         if let Some(carried) = self.carry_out(feed, stop).await? {
             self.report(&carried, began);
             if carried.defines {

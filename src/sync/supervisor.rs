@@ -242,6 +242,7 @@ async fn work(
         context.standing.resumes_at(resume);
     }
     kept::show(context);
+    let mut asked = None;
     loop {
         if matches!(context.records.get().phase, Phase::CutOver { .. }) {
             return Ok(());
@@ -251,7 +252,7 @@ async fn work(
             let mut act = std::pin::pin!(act(context, &act_stop));
             tokio::select! {
                 interrupted = &mut act => (interrupted, None),
-                command = next_command(context, commands, stop) => {
+                command = next_command(context, commands, &mut asked, stop) => {
                     act_stop.request();
                     (act.await, command)
                 }
@@ -276,30 +277,39 @@ async fn work(
 }
 
 /// The next wish that makes sense; others are refused while the work goes on. `None` never comes while anybody may ask.
+/// What is being looked into stays in `asked`, for the next call, if this one is given up.
 async fn next_command(
     context: &Context,
     commands: &mut mpsc::Receiver<Command>,
+    asked: &mut Option<Command>,
     stop: &Stop,
 ) -> Option<Command> {
     loop {
-        let command = match commands.recv().await {
-            Some(command) => command,
-            None => std::future::pending().await,
+        if asked.is_none() {
+            *asked = commands.recv().await;
+        }
+        let Some(wish) = asked.as_ref().map(|command| command.wish.clone()) else {
+            std::future::pending().await
         };
-        let answer = match (commands::check(context, &command.wish), &command.wish) {
+        let answer = match (commands::check(context, &wish), &wish) {
             (Err(refusal), _) => Err(refusal),
             // It goes on beside the act that is under way.
             (Ok(()), Wish::Cutover(options)) if !options.source_lost => {
                 cutover::begin(context, options.clone(), stop)
             }
             (Ok(()), Wish::AbortCutover) => cutover::abort(context),
-            (Ok(()), Wish::Cutover(_)) => {
-                cutover::come_to_rest(context).await;
-                return Some(command);
-            }
-            (Ok(()), _) => return Some(command),
+            (Ok(()), Wish::Cutover(_)) => match cutover::check_lost(context).await {
+                Ok(()) => {
+                    cutover::come_to_rest(context).await;
+                    return asked.take();
+                }
+                refused => refused,
+            },
+            (Ok(()), _) => return asked.take(),
         };
-        commands::answer(command.reply, answer);
+        if let Some(command) = asked.take() {
+            commands::answer(command.reply, answer);
+        }
     }
 }
 

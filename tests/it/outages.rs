@@ -107,7 +107,10 @@ async fn the_source_is_away_when_the_spool_comes_to_its_end() {
     let mut daemon = Daemon::start(options.toml("[copy]\nmax_bytes_per_second = \"1MiB\""));
     wait_copied(&mut daemon, 1).await;
     orders.update_many(doc! {}, doc! {"$set": {"a": 1}}).await.unwrap();
-    daemon.wait_state("catching-up").await;
+    // Everything that is asked of the source before the replay begins has been answered.
+    let begun =
+        |status: &Value| status["state"] == "catching-up" && status["resume_point"].is_object();
+    daemon.wait_status("the replay to begin", LONG, begun).await;
     source.kill9();
     daemon.wait_status("lag", LONG, |status| lag(status) > 5.5).await;
     target.admin(hang("off")).await;

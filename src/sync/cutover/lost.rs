@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::plan::{CutoverRecord, Decided};
+use super::plan::{CutoverRecord, Decided, named};
 use super::{CONNECTIONS, is_decided, note};
 use crate::catalogue::Catalogue;
 use crate::config::Config;
@@ -88,6 +88,14 @@ fn decided_phase(phase: &Phase) -> Result<Phase, IllegalTransition> {
     }
 }
 
+/// Whether the source may be given up for lost. Asked before anything is held up for it.
+///
+/// # Errors
+/// It answers.
+pub(in crate::sync) async fn check_lost(context: &Context) -> Result<(), Refusal> {
+    if answers(&context.source).await { Err(Refusal::wrong_state(ANSWERS)) } else { Ok(()) }
+}
+
 /// Lets the replay come to a window end before its act is ended: the entries of a window that is cut short may be
 /// nowhere else.
 pub(in crate::sync) async fn come_to_rest(context: &Context) {
@@ -133,6 +141,9 @@ pub(super) async fn drain(context: &Context, stop: &Stop) -> Result<(), Interrup
         {
             entries += carried.entries;
             context.standing.resumes_at(carried.end);
+            if carried.defines {
+                track.set_scope(context.catalogue.read().scope())?;
+            }
         }
         if has_ended {
             break;
@@ -148,6 +159,13 @@ pub(super) async fn drain(context: &Context, stop: &Stop) -> Result<(), Interrup
     if entries > 0 {
         let at = resume.applied.ts;
         note(context, &format!("applied {entries} entries that had been read, up to {at}"));
+    }
+    let copying = context.catalogue.read().copying();
+    if !copying.is_empty() {
+        note(
+            context,
+            &format!("came into the selection too late to be copied: {}", named(&copying)),
+        );
     }
     if let Some(until) = cut_short(&context.records.get()) {
         note(context, &format!("parts of what the source did up to {until} are missing"));
@@ -178,7 +196,7 @@ fn audit(
     Ok(audit.append("source given up for lost", by, detail)?)
 }
 
-/// Decides without the source, between two acts. What it had that was not read is lost.
+/// Decides without the source, between two acts, after [`check_lost`]. What it had that was not read is lost.
 ///
 /// # Errors
 /// The disk. The refusal says why it makes no sense now; nothing is changed then.
@@ -186,9 +204,6 @@ pub(in crate::sync) async fn lose_source(
     context: &Context,
     options: &CutoverOptions,
 ) -> Result<Result<(), Refusal>, Interrupted> {
-    if answers(&context.source).await {
-        return Ok(Err(Refusal::wrong_state(ANSWERS)));
-    }
     // One that has blocked writes waits for the source, to let them through again.
     context.cutover.end("the source is given up for lost").await;
     let record = context.records.get();

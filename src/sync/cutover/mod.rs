@@ -52,7 +52,7 @@ pub use lost::{Unattended, lose_source_unattended};
 
 pub(super) use finishing::finish;
 pub(crate) use finishing::{Kept, held_back};
-pub(super) use lost::{come_to_rest, lose_source};
+pub(super) use lost::{check_lost, come_to_rest, lose_source};
 pub(super) use proof::FOLDER;
 pub(super) use report::{FILES as REPORT_FILES, read as read_report};
 pub(super) use served::{is_over, serve, show as show_over};

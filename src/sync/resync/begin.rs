@@ -82,7 +82,7 @@ fn waiting(main: &Context) -> BTreeMap<Uuid, String> {
 }
 
 /// Whether a collection cannot be renamed, so that it is copied in its place.
-pub(super) fn stays_in_place(target: &Namespace) -> bool {
+pub(crate) fn stays_in_place(target: &Namespace) -> bool {
     target.collection.starts_with("system.")
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bson::{RawDocument, RawDocumentBuf};
 
-use super::begin::stays_in_place;
+use super::stays_in_place;
 use super::{CaughtUp, place};
 use crate::copy::{Copier, ProgressStore, prepare};
 use crate::mongo::Side;

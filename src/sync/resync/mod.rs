@@ -17,6 +17,7 @@ pub mod lost;
 mod place;
 
 pub use begin::lacking_room;
+pub(crate) use begin::stays_in_place;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bson::Uuid;
 
-use super::begin::stays_in_place;
 use super::kept;
+use super::stays_in_place;
 use crate::catalogue::repair::Kept;
 use crate::mongo::Listed;
 use crate::namespace::Namespace;
@@ -108,12 +108,7 @@ pub(super) async fn make_way(
             main.catalogue.save()?;
             let place = main.definer.place(name, Some(uuid));
             main.definer.rename(&place, &kept_as, stop).await?;
-            main.catalogue.change(|catalogue| {
-                let held = catalogue.collections.values_mut();
-                for held in held.filter(|held| held.target_uuid == Some(uuid)) {
-                    held.target.clone_from(&kept_as);
-                }
-            });
+            main.catalogue.change(|catalogue| catalogue.moved(uuid, &kept_as));
             main.catalogue.save()?;
         }
     }
@@ -150,6 +145,8 @@ async fn move_aside(main: &Context, entries: &[Listed], stop: &Stop) -> Result<(
         if let Some(kept) = kept.filter(|kept| kept.kept_as != entry.namespace) {
             let place = main.definer.place(&entry.namespace, entry.uuid);
             main.definer.rename(&place, &kept.kept_as, stop).await?;
+            // It may be that of another one which waits for its own run. Durable with the release.
+            main.catalogue.change(|catalogue| catalogue.moved(kept.uuid, &kept.kept_as));
         }
     }
     Ok(())

@@ -190,9 +190,7 @@ impl<'a> Comparison<'a> {
             tokio::join!(contents(self.source, name), contents(self.target, target_name));
         let views = name.ends_with(".system.views");
         if views {
-            for (id, view) in &mut theirs {
-                (*id, *view) = self.renamed_view(view);
-            }
+            theirs = theirs.iter().filter_map(|(_, view)| self.renamed_view(view)).collect();
         }
         // What the view of a time-series collection does is the server's own, too.
         if self.other_version && views {
@@ -217,18 +215,19 @@ impl<'a> Comparison<'a> {
         on.split_once('.').map(|(_, on)| on.to_owned())
     }
 
-    /// A document of `system.views` as it has to be on the target, after the text of its `_id`.
-    fn renamed_view(&self, view: &RawDocument) -> (String, RawDocumentBuf) {
+    /// A document of `system.views` as it has to be on the target, if it does, after the text of its `_id`.
+    fn renamed_view(&self, view: &RawDocument) -> Option<(String, RawDocumentBuf)> {
         let mut renamed = Document::try_from(view).expect("a view");
         let name = renamed.get_str("_id").expect("the name of a view").to_owned();
+        let target_name = (self.mapping)(&name)?;
         let database = name.split_once('.').map_or("", |(database, _)| database);
         let on = renamed.get_str("viewOn").ok().and_then(|on| self.view_on(database, on));
         if let Some(on) = on {
             renamed.insert("viewOn", on);
         }
-        renamed.insert("_id", (self.mapping)(&name).unwrap_or(name));
+        renamed.insert("_id", target_name);
         let renamed = RawDocumentBuf::try_from(&renamed).expect("a view");
-        (format!("{:?}", renamed.get("_id").ok().flatten().expect("_id")), renamed)
+        Some((format!("{:?}", renamed.get("_id").ok().flatten().expect("_id")), renamed))
     }
 
     fn compare_indexes(&self, name: &str, source: &Entry, target: &Entry, found: &mut String) {

@@ -107,8 +107,8 @@ impl ReplicaSet {
             join_all((0..options.members).map(|_| Mongod::start(options.version, &args))).await;
         initiate(&name, &members).await;
         let primary = wait_members(&members).await;
-        if let Some((user, password)) = &options.auth {
-            create_root(&members[primary], user, password).await;
+        if options.auth.is_some() {
+            create_root(&members[primary], &options).await;
         }
         let client = connect(&name, &members, credential(&options));
         Self { members, name, options, client, _key: key }
@@ -267,10 +267,22 @@ async fn wait_members(members: &[Mongod]) -> usize {
     .await
 }
 
-async fn create_root(member: &Mongod, user: &str, password: &str) {
-    let client = member.client(None).await;
+/// A user who may do everything, and read the definitions of views, which `root` may not.
+async fn create_root(member: &Mongod, options: &ReplicaSetOptions) {
+    let (user, password) = options.auth.as_ref().expect("a user");
     let command = doc! {"createUser": user, "pwd": password, "roles": ["root"]};
-    client.database("admin").run_command(command).await.expect("create the first user");
+    let first = member.client(None).await;
+    first.database("admin").run_command(command).await.expect("create the first user");
+    let client = member.client(credential(options)).await;
+    let views = doc! {
+        "resource": {"db": "", "collection": "system.views"}, "actions": ["find"],
+    };
+    for command in [
+        doc! {"createRole": "readViews", "privileges": [views], "roles": []},
+        doc! {"grantRolesToUser": user, "roles": ["readViews"]},
+    ] {
+        client.database("admin").run_command(command).await.expect("let it read views");
+    }
 }
 
 fn connect(name: &str, members: &[Mongod], credential: Option<Credential>) -> Client {
