@@ -14,6 +14,9 @@ pub struct Namespace {
     pub collection: String,
 }
 
+/// What a server puts before the name of a time-series for the collection that holds its buckets.
+const BUCKETS: &str = "system.buckets.";
+
 impl Namespace {
     /// The namespace with these parts.
     #[must_use]
@@ -26,6 +29,14 @@ impl Namespace {
     pub fn parse(text: &str) -> Option<Self> {
         let (database, collection) = text.split_once('.')?;
         (!database.is_empty() && !collection.is_empty()).then(|| Self::new(database, collection))
+    }
+
+    /// What clients call a time-series that has this name or these buckets, and where its buckets are.
+    #[must_use]
+    pub fn as_series(&self) -> (Self, Self) {
+        let shown = self.collection.strip_prefix(BUCKETS).unwrap_or(&self.collection);
+        let stored = format!("{BUCKETS}{shown}");
+        (Self::new(&self.database, shown), Self::new(&self.database, stored))
     }
 }
 
@@ -59,5 +70,12 @@ mod tests {
         for text in ["", "a", "a.", ".a"] {
             assert_eq!(Namespace::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_time_series_has_two_names() {
+        let both = (Namespace::new("a", "t"), Namespace::new("a", "system.buckets.t"));
+        assert_eq!(both.0.as_series(), both);
+        assert_eq!(both.1.as_series(), both);
     }
 }

@@ -94,12 +94,15 @@ impl Applier {
             // Listed or created before: only its name may have been another at that time.
             return self.place_at(uuid, source, target, tolerant, stop).await;
         }
-        let time_series = target.collection.starts_with("system.buckets.");
-        if tolerant && time_series && self.store.read().at_target(&target).is_some() {
+        let (shown, stored) = target.as_series();
+        if tolerant && self.store.read().at_target(&stored).is_some() {
             // It cannot be moved aside. What is created here was dropped again later in this window.
             return Ok(());
         }
         self.clear_name(&target, tolerant, stop).await?;
+        if tolerant && target == stored {
+            self.clear_name(&shown, tolerant, stop).await?;
+        }
         let id_index = match options.remove("idIndex") {
             Some(bson::Bson::Document(spec)) => Some(spec),
             // The server leaves it out for an index of the old version.
@@ -174,10 +177,24 @@ impl Applier {
 
     /// Drops what a run that was cut short made under this name and could not note.
     async fn drop_unnoted(&self, target: &Namespace, stop: &Stop) -> Outcome {
-        match self.definer.find(target, stop).await?.and_then(|listed| listed.uuid) {
-            Some(uuid) if self.store.read().knows(uuid) => Ok(()),
-            Some(uuid) => Ok(self.definer.drop_collection(target, uuid, stop).await?),
-            None => Ok(self.definer.drop_bare_series(target, stop).await?),
+        let Some(found) = self.definer.find(target, stop).await? else {
+            return Ok(self.definer.drop_bare_series(target, stop).await?);
+        };
+        match (found.uuid, found.kind.as_str()) {
+            (Some(uuid), _) if self.store.read().knows(uuid) => Ok(()),
+            (Some(uuid), _) => Ok(self.definer.drop_collection(target, uuid, stop).await?),
+            (None, "timeseries") => {
+                let (_, stored) = target.as_series();
+                let buckets = self.definer.find(&stored, stop).await?;
+                match buckets.and_then(|listed| listed.uuid) {
+                    Some(uuid) if self.store.read().knows(uuid) => Ok(()),
+                    _ => Ok(self.definer.drop_time_series(target, stop).await?),
+                }
+            }
+            (None, _) if self.store.read().views.values().any(|view| view.target == *target) => {
+                Ok(())
+            }
+            (None, _) => Ok(self.definer.drop_view(target, stop).await?),
         }
     }
 
@@ -186,9 +203,8 @@ impl Applier {
         if self.store.read().repair.leaving.is_empty() {
             return Ok(());
         }
-        let name = target.collection.strip_prefix("system.buckets.").unwrap_or(&target.collection);
-        let names = [name.to_owned(), format!("system.buckets.{name}")];
-        for name in names.map(|name| Namespace::new(&target.database, name)) {
+        let (shown, stored) = target.as_series();
+        for name in [shown, stored] {
             let found = self.definer.find(&name, stop).await?.and_then(|listed| listed.uuid);
             let Some(uuid) = found.filter(|uuid| self.store.read().repair.is_leaving(uuid)) else {
                 continue;

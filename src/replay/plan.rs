@@ -118,7 +118,8 @@ impl Definition {
     /// The name on the source of the collection that it creates.
     fn created(&self) -> Option<&Namespace> {
         match self {
-            Self::Collection { change: CollectionChange::Create { name, .. }, .. } => Some(name),
+            Self::Collection { change: CollectionChange::Create { name, .. }, .. }
+            | Self::PutView { view: name, .. } => Some(name),
             _ => None,
         }
     }

@@ -46,8 +46,35 @@ async fn what_a_run_that_was_cut_short_could_not_note_is_cleared_away() {
         crm.run_command(doc! {"drop": name}).await.unwrap();
     }
     crm.run_command(series("again", "hours")).await.unwrap();
+    // Names that go from one kind to another: what has them in the end is not what has to be made first.
+    let view = |name: &str| doc! {"create": name, "viewOn": "again", "pipeline": []};
+    let plain = |name: &str| doc! {"create": name};
+    for (before, after) in [
+        (plain("s1"), series("s1", "hours")),
+        (series("s2", "hours"), plain("s2")),
+        (plain("s3"), view("s3")),
+        (series("s4", "hours"), view("s4")),
+        (view("s5"), plain("s5")),
+        (view("s6"), series("s6", "hours")),
+    ] {
+        let name = after.get_str("create").unwrap().to_owned();
+        crm.run_command(before).await.unwrap();
+        crm.run_command(doc! {"drop": name}).await.unwrap();
+        crm.run_command(after).await.unwrap();
+    }
     settle(&source).await;
 
+    let last = [
+        series("s1", "hours"),
+        plain("s2"),
+        view("s3"),
+        view("s4"),
+        plain("s5"),
+        series("s6", "hours"),
+    ];
+    for made in last {
+        target.client().database("crm").run_command(made).await.unwrap();
+    }
     let theirs = target.client().database("shop");
     theirs.drop().await.unwrap();
     theirs.create_collection("made").await.unwrap();
@@ -55,7 +82,10 @@ async fn what_a_run_that_was_cut_short_could_not_note_is_cleared_away() {
         let half = doc! {"op": "c", "ns": "crm.$cmd", "o": {"drop": name}};
         target.admin(doc! {"applyOps": [half]}).await;
     }
-    let making = [("shop", "made"), ("crm", "system.buckets.again")];
+    let series = ["again", "s1", "s2", "s4", "s6"].map(|name| format!("system.buckets.{name}"));
+    let mut making = vec![("shop", "made")];
+    making.extend(["s1", "s2", "s3", "s4", "s5", "s6"].map(|name| ("crm", name)));
+    making.extend(series.iter().map(|name| ("crm", name.as_str())));
     cut_short(&daemon, source.majority_ts().await, &making);
     daemon.restart();
     quiesce(&mut daemon, &source).await;
