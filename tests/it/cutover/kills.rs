@@ -1,5 +1,7 @@
 //! kill -9 at every step of a cutover: before the decision everything is as before, after it the target takes over.
 
+use std::path::PathBuf;
+
 use bson::{Document, doc};
 use serde_json::Value;
 
@@ -14,6 +16,14 @@ async fn begin(daemon: &Daemon) {
     assert_eq!(reply.status, 202, "{}", reply.body);
 }
 
+/// A file that holds a cutover up while it is there, and what the daemon has to be told of it.
+fn postponable() -> (Folder, PathBuf, String) {
+    let folder = Folder::new("postpone");
+    let postpone = folder.path().join("postpone");
+    let file = format!("[cutover]\npostpone_file = {:?}", postpone.display().to_string());
+    (folder, postpone, file)
+}
+
 /// Longer than it takes to kill and restart the daemon.
 const HELD_MS: i32 = 4000;
 
@@ -22,10 +32,8 @@ async fn a_block_that_comes_into_force_while_it_is_lifted_does_not_stay() {
     let pair = blockable().await;
     fill(pair.source.client()).await;
     let web = application(&pair.source).await;
-    let folder = Folder::new("postpone");
-    let postpone = folder.path().join("postpone");
+    let (_folder, postpone, file) = postponable();
     std::fs::write(&postpone, "").unwrap();
-    let file = format!("[cutover]\npostpone_file = {:?}", postpone.display().to_string());
     let mut daemon = live(&pair, &file).await;
     begin(&daemon).await;
     let deciding = |status: &Value| status["cutover"]["step"] == "deciding";
@@ -61,9 +69,7 @@ async fn a_kill_at_any_step_ends_as_before_or_cut_over() {
     let pair = blockable().await;
     fill(pair.source.client()).await;
     let web = application(&pair.source).await;
-    let folder = Folder::new("postpone");
-    let postpone = folder.path().join("postpone");
-    let file = format!("[cutover]\npostpone_file = {:?}", postpone.display().to_string());
+    let (_folder, postpone, file) = postponable();
     let mut daemon = live(&pair, &file).await;
     let as_before = async |daemon: &mut Daemon| {
         let status = daemon.wait_state("live").await;
