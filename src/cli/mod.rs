@@ -289,6 +289,17 @@ fn load(inputs: &Inputs) -> Result<Loaded, Exit> {
     Ok(Config::load(inputs)?)
 }
 
+/// Begins to log as configured, with what is unwise about the configuration.
+fn begin_log(loaded: &Loaded) -> Result<logging::LogHandle, Exit> {
+    let log = &loaded.config.log;
+    let logs = logging::init(log.format, log.level)
+        .map_err(|error| Exit::new(Code::Internal, error.to_string()))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(logs)
+}
+
 /// Runs a command to its end on a runtime of its own.
 fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()

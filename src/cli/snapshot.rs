@@ -4,25 +4,21 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{block_on, fail, output};
+use super::{begin_log, block_on, fail, output};
 use crate::config::{Config, Inputs};
-use crate::exit::{Code, Exit};
+use crate::exit::Exit;
 use crate::snapshot::{self, Planned};
-use crate::telemetry::{events, logging};
+use crate::telemetry::events;
 
 pub(super) fn run(inputs: &Inputs, dry_run: bool, as_json: bool) -> ExitCode {
     let loaded = match Config::load_snapshot(inputs) {
         Ok(loaded) => loaded,
         Err(errors) => return fail(&errors.into()),
     };
-    let log = &loaded.config.log;
-    let logs = match logging::init(log.format, log.level) {
+    let logs = match begin_log(&loaded) {
         Ok(logs) => logs,
-        Err(error) => return fail(&Exit::new(Code::Internal, error.to_string())),
+        Err(exit) => return fail(&exit),
     };
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
     if dry_run {
         let planned = block_on(snapshot::plan(&loaded.config));
         return match planned.map(|planned| output::print(&plan_text(&planned, as_json))) {
